@@ -1,0 +1,187 @@
+//! The protocol between node and guest agent: JSON lines over a virtio-serial port.
+//!
+//! The one rule: neither side trusts the other's bytes. A line longer than [`MAX_LINE`] or one that does not parse is
+//! dropped, and nothing it claimed has happened.
+//!
+//! ```text
+//! host opens the port -> "\n" Hello{session} -> (guest) HelloAck{session, state}    both sides start from zero
+//!                        guest: NeedConfig   -> Config
+//!                        guest: NeedKeys     -> Keys
+//!                        guest: State ... (on every change)
+//!                        host:  LogsOpen     -> Log ... LogEnd
+//!                        host:  Shutdown     -> State{shutdown_progress} ... power off
+//! ```
+//! The host may come and go (a node restart): after each `Hello` the guest repeats its whole state and asks again for
+//! what it still needs; it answers nothing that was asked before. Until the `HelloAck` with its own session the host
+//! ignores every line, because they are left over from the host before it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+
+/// Longest line of the protocol in bytes, newline included.
+pub const MAX_LINE: usize = 1024 * 1024;
+
+/// Name of the virtio-serial port inside the guest: `/dev/virtio-ports/<this>`.
+pub const PORT_NAME: &str = "org.holdfast.agent.0";
+
+/// Kernel argument that makes the initramfs print [`PROBE_MARKER`] on the console and power off.
+pub const PROBE_ARG: &str = "holdfast.probe";
+pub const PROBE_MARKER: &str = "holdfast-probe-ok";
+
+/// dstack's words for how far a boot is, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BootProgress {
+    Booting,
+    RequestingAppKeys,
+    InitializingDataDisk,
+    MountingDataDisk,
+    DataDiskReady,
+    SettingUpDocker,
+    InitScript,
+    PreLaunch,
+    StartingContainers,
+    RunningMainScript,
+    Done,
+}
+
+impl BootProgress {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::RequestingAppKeys => "requesting app keys",
+            Self::InitializingDataDisk => "initializing data disk",
+            Self::MountingDataDisk => "mounting data disk",
+            Self::DataDiskReady => "data disk ready",
+            Self::SettingUpDocker => "setting up docker",
+            Self::InitScript => "init-script",
+            Self::PreLaunch => "pre-launch",
+            Self::StartingContainers => "starting containers",
+            Self::RunningMainScript => "running main script",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// A boot that did not end well. `step` is the progress word it failed in; `message` is shown to the app's owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootError {
+    pub step: String,
+    pub message: String,
+}
+
+/// What the guest needs to run its app. Holds no secret: `encrypted_env` is ciphertext.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    pub vm_uuid: String,
+    pub app_id: String,
+    pub instance_id: String,
+    pub hostname: String,
+    /// The exact bytes of app-compose.json, as text.
+    pub app_compose: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted_env: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_config: Option<String>,
+    /// Wall clock of the host, for guests whose own clock is off.
+    pub now: Timestamp,
+}
+
+/// Keys of one instance. They exist in the server's memory, on the wire to the node, in the node's memory for the time
+/// of one write, and in the guest. `Debug` does not show them.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Keys {
+    /// X25519 private key that env values are encrypted to, 64 hex digits.
+    pub env_key: String,
+    /// Key of the data disk, 64 hex digits.
+    pub disk_key: String,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys(..)")
+    }
+}
+
+/// A container as `docker ps --all` knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    pub id: String,
+    /// With the leading `/` that docker gives them.
+    pub names: Vec<String>,
+    pub image: String,
+    pub image_id: String,
+    pub command: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// `running`, `exited`, ...
+    pub state: String,
+    /// `Up 3 minutes`, ...
+    pub status: String,
+}
+
+/// Which part of a log, and how. Times are what docker accepts: RFC 3339, unix seconds, or `10m`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogOptions {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Lines from the end; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u64>,
+    #[serde(default)]
+    pub follow: bool,
+    #[serde(default)]
+    pub timestamps: bool,
+}
+
+/// Host to guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "do")]
+pub enum ToGuest {
+    /// `session` is random per opening of the port.
+    Hello { session: String },
+    Config(Box<Config>),
+    Keys(Keys),
+    /// The server cannot give what was asked for now; ask again after `retry_s` seconds, or never when absent.
+    Refused { what: String, reason: String, retry_s: Option<u32> },
+    /// Stop the app (at most `grace_s` seconds), sync, power off.
+    Shutdown { grace_s: u32 },
+    Containers { id: u64 },
+    LogsOpen { id: u64, container: String, options: LogOptions },
+    LogsClose { id: u64 },
+    /// The guest may send `bytes` more data bytes on stream `id`. Every stream begins with [`crate::node::STREAM_WINDOW`].
+    LogsCredit { id: u64, bytes: u64 },
+}
+
+/// How the guest is doing; always the whole truth.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestState {
+    pub agent_version: String,
+    /// The guest kernel's boot id.
+    pub boot_id: String,
+    pub boot_progress: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_error: Option<BootError>,
+    /// `powering off` is the last word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_progress: Option<String>,
+    /// Milliseconds after kernel start at which each progress word was reached, in order.
+    #[serde(default)]
+    pub timeline: Vec<(String, u64)>,
+}
+
+/// Guest to host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum FromGuest {
+    HelloAck { session: String, state: GuestState },
+    NeedConfig,
+    NeedKeys,
+    State(GuestState),
+    Containers { id: u64, containers: Vec<Container>, #[serde(default)] error: Option<String> },
+    /// `channel` is 1 for stdout and 2 for stderr; `data` is base64.
+    Log { id: u64, channel: u8, data: String },
+    LogEnd { id: u64, #[serde(default)] error: Option<crate::node::StreamError> },
+}
