@@ -1,0 +1,359 @@
+//! The state machine. See the crate's documentation for the drawing.
+
+use holdfast_model::error::Code;
+use holdfast_model::node::{Outcome, Phase};
+use holdfast_model::operation::{FieldDiff, Status, Value};
+use holdfast_model::vm::{RunState, VmStatus};
+use holdfast_model::{Timestamp, guest};
+
+use crate::plan::{Action, Deadlines, Plan, Step, Undo, Until, Want};
+use crate::record::{Decision, Desired, DesiredChange, Direction, EventOut, Failure, Next, Record, World};
+
+/// Moves an operation as far as it can go now.
+///
+/// Terminal records come back unchanged. Calling it again with the same arguments gives the same decision; calling it
+/// again after the decision was written gives one that writes nothing.
+pub fn decide(plan: &Plan, record: &Record, world: &World, deadlines: &Deadlines, now: Timestamp) -> Decision {
+    let mut run = Run {
+        plan,
+        deadlines,
+        now,
+        world: world.clone(),
+        out: Decision {
+            record: record.clone(),
+            events: Vec::new(),
+            desired: None,
+            status: None,
+            release: false,
+            next: Next::Never,
+        },
+    };
+    if record.status == Status::Pending {
+        run.out.record.status = Status::Running;
+    }
+    while run.out.record.status == Status::Running {
+        let waiting = match run.out.record.direction {
+            Direction::Forward => run.forward(),
+            Direction::Undo => run.undo(),
+        };
+        if let Some(until) = waiting {
+            run.out.next = Next::At(until);
+            break;
+        }
+    }
+    run.out
+}
+
+/// What a waiting step finds.
+enum Found {
+    Yes,
+    NotYet,
+    Failed(Failure),
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    deadlines: &'a Deadlines,
+    now: Timestamp,
+    world: World,
+    out: Decision,
+}
+
+impl Run<'_> {
+    /// Does one thing in forward direction. Returns a time when there is nothing to do until then.
+    fn forward(&mut self) -> Option<Timestamp> {
+        let index = self.out.record.step;
+        let Some(step) = self.plan.steps.get(index) else {
+            self.finish(Status::Done, "end");
+            return None;
+        };
+        let can_undo = !self.plan.past_pivot(index);
+        let untouched = index == 0 && !self.out.record.entered;
+        if self.out.record.cancelled_by.is_some() && (can_undo || untouched) {
+            let who = self.out.record.cancelled_by.clone().unwrap_or_default();
+            let failure = Failure { code: Code::Cancelled, message: format!("cancelled by {who}"), internal: None };
+            self.fail(step, failure);
+            return None;
+        }
+        if !self.out.record.entered {
+            self.enter(step.name, self.deadlines.of(step.deadline));
+            if let Action::Want(want) = step.action {
+                self.want(want);
+            }
+            return None;
+        }
+        let found = match step.action {
+            Action::Reserved | Action::Want(_) => Found::Yes,
+            Action::Await(until) => self.look(until),
+            Action::Release => {
+                self.out.release = true;
+                Found::Yes
+            }
+        };
+        match found {
+            Found::Yes => {
+                if let Some(status) = step.then {
+                    self.set_status(status);
+                }
+                self.event(Some(step.name.to_owned()), "end");
+                self.leave(index + 1);
+                None
+            }
+            Found::Failed(failure) => {
+                self.fail(step, failure);
+                None
+            }
+            Found::NotYet => match self.out.record.deadline_at {
+                Some(deadline) if deadline <= self.now => {
+                    let failure = self.timeout(step);
+                    self.fail(step, failure);
+                    None
+                }
+                Some(deadline) => Some(deadline),
+                None => Some(Timestamp(i64::MAX)),
+            },
+        }
+    }
+
+    /// Does one thing in undo direction; `step` is the index whose undo is due.
+    fn undo(&mut self) -> Option<Timestamp> {
+        let index = self.out.record.step;
+        let undo = self.plan.steps.get(index).and_then(|step| Some((step.name, step.undo?)));
+        let Some((name, undo)) = undo else {
+            return self.undo_next(index);
+        };
+        let name = format!("undo_{name}");
+        if !self.out.record.entered {
+            self.enter(&name, self.deadlines.of(crate::plan::Deadline::Remove));
+            match undo {
+                Undo::Want(want, _) => self.want(want),
+                Undo::Release => self.out.release = true,
+            }
+            return None;
+        }
+        let Undo::Want(_, until) = undo else {
+            self.event(Some(name), "end");
+            return self.undo_next(index);
+        };
+        match self.look(until) {
+            Found::Yes => {
+                self.event(Some(name), "end");
+                self.undo_next(index)
+            }
+            Found::Failed(failure) => {
+                self.event(Some(name), "error");
+                let record = &mut self.out.record;
+                let first = record.failure.take();
+                record.failure = Some(Failure {
+                    code: first.as_ref().map_or(failure.code, |f| f.code),
+                    message: first.as_ref().map_or_else(|| failure.message.clone(), |f| f.message.clone()),
+                    internal: Some(format!(
+                        "undo refused: {}; first failure: {}",
+                        failure.internal.as_deref().unwrap_or(&failure.message),
+                        first.and_then(|f| f.internal).unwrap_or_default(),
+                    )),
+                });
+                record.status = Status::Stuck;
+                None
+            }
+            Found::NotYet => match self.out.record.deadline_at {
+                // The node is gone. What it must do when it returns stands in desired state (a tombstone, or the old
+                // state); until then the capacity stays held, and no later undo may give it back.
+                Some(deadline) if deadline <= self.now => {
+                    self.event(Some(name), "error");
+                    self.set_status(VmStatus::Error);
+                    self.finish(self.end_of_undo(), "error");
+                    None
+                }
+                Some(deadline) => Some(deadline),
+                None => Some(Timestamp(i64::MAX)),
+            },
+        }
+    }
+
+    /// The undo of `index` is over; on to the one before it, or to the end.
+    fn undo_next(&mut self, index: usize) -> Option<Timestamp> {
+        if let Some(before) = index.checked_sub(1) {
+            self.leave(before);
+            return None;
+        }
+        let back_to = if self.out.release { VmStatus::Deleted } else { self.out.record.status_before };
+        self.set_status(back_to);
+        self.finish(self.end_of_undo(), "error");
+        None
+    }
+
+    fn end_of_undo(&self) -> Status {
+        if self.out.record.cancelled_by.is_some() { Status::Cancelled } else { Status::Failed }
+    }
+
+    /// A step failed: undo what ran, or leave the resource in `error`.
+    fn fail(&mut self, step: &Step, failure: Failure) {
+        let index = self.out.record.step;
+        let begun = self.out.record.entered;
+        if begun {
+            self.event(Some(step.name.to_owned()), "error");
+        }
+        self.out.record.failure = Some(failure);
+        // What the accept transaction reserved exists before its step begins.
+        let last_done = if begun || step.action == Action::Reserved { Some(index) } else { index.checked_sub(1) };
+        match last_done {
+            Some(_) if self.plan.past_pivot(index) => {
+                self.set_status(VmStatus::Error);
+                self.finish(Status::Failed, "error");
+            }
+            Some(last) => {
+                self.out.record.direction = Direction::Undo;
+                self.leave(last);
+            }
+            // Nothing has begun, so nothing is undone.
+            None => {
+                self.set_status(self.out.record.status_before);
+                self.finish(self.end_of_undo(), "error");
+            }
+        }
+    }
+
+    /// Begins a step.
+    fn enter(&mut self, name: &str, deadline: Option<std::time::Duration>) {
+        let record = &mut self.out.record;
+        record.entered = true;
+        record.step_started_at = Some(self.now);
+        record.deadline_at = deadline.map(|d| self.now.plus(d));
+        record.sub_operations.push(name.to_owned());
+        self.event(Some(name.to_owned()), "start");
+    }
+
+    /// Moves to step `index`, which has not begun.
+    fn leave(&mut self, index: usize) {
+        let record = &mut self.out.record;
+        record.step = index;
+        record.entered = false;
+        record.step_started_at = None;
+        record.deadline_at = None;
+    }
+
+    fn finish(&mut self, status: Status, end: &str) {
+        self.leave(self.out.record.step);
+        self.out.record.status = status;
+        if status == Status::Done {
+            self.set_status(self.plan.target);
+        }
+        self.event(None, end);
+    }
+
+    fn set_status(&mut self, status: VmStatus) {
+        if self.world.status != status {
+            self.world.status = status;
+            self.out.status = Some(status);
+        }
+    }
+
+    fn event(&mut self, step: Option<String>, end: &str) {
+        let event_type = match &step {
+            Some(step) => self.plan.step_event(step, end),
+            None => self.plan.event(end),
+        };
+        self.out.events.push(EventOut { event_type, step, state: self.world.status });
+    }
+
+    /// Writes desired state in a new generation, and the diff it makes.
+    fn want(&mut self, want: Want) {
+        let old = self.world.desired.clone();
+        let generation = old.as_ref().map_or(0, |d| d.generation) + 1;
+        let old_epoch = old.as_ref().map_or(0, |d| d.boot_epoch);
+        let boot_epoch = old_epoch + u64::from(want.new_epoch);
+        let new = Desired { generation, run_state: want.run_state, boot_epoch };
+        if self.out.record.direction == Direction::Forward {
+            self.rediff(old.as_ref(), &new);
+        }
+        self.out.desired = Some(DesiredChange { generation, run_state: want.run_state, boot_epoch });
+        self.out.record.generation = generation;
+        self.world.desired = Some(new);
+    }
+
+    /// The `status` entry of the diff says what really changes, now that the claim is held.
+    fn rediff(&mut self, old: Option<&Desired>, new: &Desired) {
+        let word = |state: RunState| match state {
+            RunState::Running => "running",
+            RunState::Stopped => "stopped",
+            RunState::Absent => "deleted",
+        };
+        let from = old.map(|d| word(d.run_state));
+        let to = word(new.run_state);
+        let diff = &mut self.out.record.diff;
+        if from == Some(to) {
+            diff.remove("status");
+        } else {
+            let entry = FieldDiff { from: from.map(Value::from), to: Some(Value::from(to)) };
+            diff.insert("status".to_owned(), entry);
+        }
+    }
+
+    /// Has the node reported it?
+    fn look(&self, until: Until) -> Found {
+        let Some(observed) = &self.world.observed else { return Found::NotYet };
+        if observed.generation < self.out.record.generation {
+            return Found::NotYet;
+        }
+        if let Outcome::Failed { code, message, retryable: false } = &observed.outcome {
+            return Found::Failed(Failure {
+                code: Code::NodeFailed,
+                message: format!("the node could not do it: {code}"),
+                internal: Some(message.clone()),
+            });
+        }
+        let epoch = self.world.desired.as_ref().map_or(0, |d| d.boot_epoch);
+        let in_epoch = observed.boot_epoch >= epoch;
+        let booting = matches!(until, Until::Started | Until::AgentUp | Until::AppUp);
+        if booting && in_epoch {
+            if let Some(guest::BootError { step, message }) = &observed.boot_error {
+                return Found::Failed(Failure {
+                    code: Code::BootFailed,
+                    message: format!("boot failed at \"{step}\": {message}"),
+                    internal: None,
+                });
+            }
+            if observed.phase == Phase::Exited && !observed.will_restart {
+                return Found::Failed(Failure {
+                    code: Code::GuestExited,
+                    message: "the VM ended while it was starting".to_owned(),
+                    internal: observed.exit_reason.clone(),
+                });
+            }
+        }
+        let running = observed.phase == Phase::Running && in_epoch;
+        let yes = match until {
+            Until::Prepared => matches!(observed.phase, Phase::Starting | Phase::Running | Phase::Stopped | Phase::Exited),
+            Until::Started => running,
+            Until::AgentUp => running && observed.agent,
+            Until::AppUp => running && observed.boot_progress.as_deref() == Some(guest::BootProgress::Done.as_str()),
+            Until::Stopped => observed.phase == Phase::Stopped,
+            Until::Absent => observed.phase == Phase::Absent,
+        };
+        if yes { Found::Yes } else { Found::NotYet }
+    }
+
+    /// The step's deadline has passed: say what was missing.
+    fn timeout(&self, step: &Step) -> Failure {
+        let observed = self.world.observed.as_ref();
+        let last = observed.map(|o| match &o.outcome {
+            Outcome::Failed { code, message, .. } => format!("{code}: {message}"),
+            _ => format!("phase {}, boot progress {:?}", o.phase.as_str(), o.boot_progress),
+        });
+        let (code, message) = match step.action {
+            _ if !self.world.node_online => {
+                (Code::NodeUnreachable, format!("step \"{}\" timed out: the node is not reachable", step.name))
+            }
+            Action::Await(Until::AgentUp) => {
+                (Code::BootTimeout, format!("step \"{}\" timed out: the guest agent never answered", step.name))
+            }
+            Action::Await(Until::AppUp) => {
+                let progress = observed.and_then(|o| o.boot_progress.as_deref()).unwrap_or("unknown");
+                (Code::BootTimeout, format!("step \"{}\" timed out while the guest was at \"{progress}\"", step.name))
+            }
+            _ => (Code::StepTimeout, format!("step \"{}\" timed out", step.name)),
+        };
+        Failure { code, message, internal: last }
+    }
+}

@@ -1,0 +1,45 @@
+//! The registry: one file per operation. Adding one is a file here and a route.
+
+mod vm_create;
+mod vm_delete;
+mod vm_power_off;
+mod vm_power_on;
+mod vm_restart;
+
+use crate::plan::{Action, Deadline, Plan, Step, Until};
+use holdfast_model::vm::VmStatus;
+
+pub use vm_create::PLAN as VM_CREATE;
+pub use vm_delete::PLAN as VM_DELETE;
+pub use vm_power_off::PLAN as VM_POWER_OFF;
+pub use vm_power_on::PLAN as VM_POWER_ON;
+pub use vm_restart::PLAN as VM_RESTART;
+
+/// Every plan there is.
+pub const ALL: [&Plan; 5] = [&VM_CREATE, &VM_POWER_ON, &VM_POWER_OFF, &VM_RESTART, &VM_DELETE];
+
+/// The plan an operation was accepted with. `None` when this build does not know it (any more).
+pub fn find(name: &str, version: u32) -> Option<&'static Plan> {
+    ALL.into_iter().find(|plan| plan.name == name && plan.version == version)
+}
+
+// Steps that every operation ending in a running app shares.
+
+const START: Step = Step {
+    name: "start",
+    action: Action::Await(Until::Started),
+    deadline: Deadline::Start,
+    undo: None,
+    then: Some(VmStatus::Starting),
+};
+
+const BOOT: Step =
+    Step { name: "boot", action: Action::Await(Until::AgentUp), deadline: Deadline::Boot, undo: None, then: None };
+
+const LAUNCH: Step = Step {
+    name: "launch",
+    action: Action::Await(Until::AppUp),
+    deadline: Deadline::Launch,
+    undo: None,
+    then: Some(VmStatus::Running),
+};
