@@ -26,10 +26,12 @@
 #![forbid(unsafe_code)]
 
 mod decide;
+mod observe;
 pub mod ops;
 mod plan;
 mod record;
 
 pub use decide::decide;
+pub use observe::status_of;
 pub use plan::{Action, Deadline, Deadlines, Plan, Step, Undo, Until, Want};
 pub use record::{Decision, Desired, DesiredChange, Direction, EventOut, Failure, Next, Observed, Record, World};

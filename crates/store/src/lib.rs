@@ -1,1 +1,160 @@
+//! Where everything that must not be lost is kept.
+//!
+//! The one rule: whatever belongs together is written in one transaction of [`Store::begin`], and nothing outside this
+//! crate sees SQL. Queries are in the subset that SQLite and PostgreSQL share; only opening, claiming and waking differ.
+//!
+//! On SQLite there is one writer connection, so write transactions queue in the process instead of failing as busy, and
+//! the data folder is locked, so that there is one process.
 
+#![forbid(unsafe_code)]
+
+pub mod accept;
+pub mod audit;
+pub mod desired;
+pub mod history;
+pub mod installation;
+mod lock;
+pub mod nodes;
+pub mod operations;
+pub mod provisions;
+pub mod tenancy;
+pub mod vms;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_model::error::{Code, Error};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+pub use lock::FolderLock;
+
+/// The database in use. One place to look at when there are two.
+pub type Db = sqlx::Sqlite;
+/// A write transaction. Dropped without [`commit`], it never happened.
+pub type Tx = sqlx::Transaction<'static, Db>;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Why a data folder could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the data folder {0} is used by another server{1}")]
+    Locked(PathBuf, String),
+    #[error("the data folder was written by a newer version of holdfast (schema {0}); this is {version}", version = holdfast_model::VERSION)]
+    Newer(i64),
+    #[error("cannot open the database {0}: {1}")]
+    Database(PathBuf, String),
+    #[error("cannot use the data folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
+}
+
+/// Connections to the database of one data folder.
+#[derive(Debug, Clone)]
+pub struct Store {
+    write: SqlitePool,
+    read: SqlitePool,
+}
+
+impl Store {
+    /// Opens `folder/holdfast.db`, making or migrating it as needed. Lock the folder first ([`FolderLock`]).
+    pub async fn open(folder: &Path) -> Result<Self, OpenError> {
+        let file = folder.join("holdfast.db");
+        let failed = |e: &dyn std::fmt::Display| OpenError::Database(file.clone(), e.to_string());
+        let options = SqliteConnectOptions::new()
+            .filename(&file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5))
+            .statement_cache_capacity(256);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .map_err(|e| failed(&e))?;
+        MIGRATIONS.run(&write).await.map_err(|e| match e {
+            sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
+            other => failed(&other),
+        })?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(|e| failed(&e))?;
+        restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
+        Ok(Self { write, read })
+    }
+
+    /// Begins a write transaction.
+    pub async fn begin(&self) -> Result<Tx, Error> {
+        self.write.begin_with("BEGIN IMMEDIATE").await.map_err(fault)
+    }
+
+    /// Connections for queries that write nothing.
+    pub(crate) fn read(&self) -> &SqlitePool {
+        &self.read
+    }
+
+    /// Checks that the database answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query("SELECT 1").execute(&self.read).await.map(drop).map_err(fault)
+    }
+
+    /// Folds the write-ahead log into the database and closes all connections.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Makes a transaction durable.
+pub async fn commit(tx: Tx) -> Result<(), Error> {
+    tx.commit().await.map_err(fault)
+}
+
+/// The database holds hashes and ciphertext, but it is nobody else's business either.
+fn restrict(file: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for suffix in ["", "-wal", "-shm"] {
+        let path = PathBuf::from(format!("{}{suffix}", file.display()));
+        if path.exists() {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+/// A database error as a caller may see it: a full disk or a busy file passes, anything else is a fault of ours.
+pub(crate) fn fault(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
+    // Primary result codes of SQLite: 5 busy, 6 locked, 10 I/O, 13 full; extended ones carry them in the low byte.
+    let primary = code.as_deref().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff);
+    if matches!(primary, Some(5 | 6 | 10 | 13)) || matches!(error, sqlx::Error::PoolTimedOut) {
+        return Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
+            .with_internal(error);
+    }
+    Error::internal(error)
+}
+
+/// True when the write broke a unique rule.
+pub(crate) fn is_duplicate(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| e.is_unique_violation())
+}
+
+/// Text of ours that must parse; anything else in the database is damage.
+pub(crate) fn stored<T>(parsed: Option<T>, what: &str, text: &str) -> Result<T, Error> {
+    parsed.ok_or_else(|| Error::internal(format!("unknown {what} {text:?} in the database")))
+}
+
+/// JSON text for a column.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(Error::internal)
+}
+
+/// A column of JSON text.
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(Error::internal)
+}

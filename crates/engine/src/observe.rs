@@ -1,0 +1,67 @@
+//! The status of a VM that no operation holds: what was seen of it, in the words of the surfaces.
+
+use holdfast_model::guest::BootProgress;
+use holdfast_model::node::{Phase, VmReport};
+use holdfast_model::vm::{RunState, VmStatus};
+
+use crate::record::Desired;
+
+/// `current` stays when what was seen says nothing new: a VM whose operation left it in `error` leaves that only when
+/// its app is up after all.
+pub fn status_of(current: VmStatus, desired: &Desired, report: &VmReport) -> VmStatus {
+    if report.generation < desired.generation {
+        return current;
+    }
+    match (desired.run_state, report.phase) {
+        (RunState::Running, Phase::Running) if report.boot_error.is_some() => VmStatus::Error,
+        (RunState::Running, Phase::Running)
+            if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) =>
+        {
+            VmStatus::Running
+        }
+        (RunState::Running, Phase::Starting | Phase::Running) if current == VmStatus::Error => VmStatus::Error,
+        (RunState::Running, Phase::Starting | Phase::Running) => VmStatus::Starting,
+        (RunState::Running, Phase::Exited) => VmStatus::Exited,
+        (RunState::Stopped, Phase::Stopped) => VmStatus::Stopped,
+        _ => current,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::node::Outcome;
+
+    use super::*;
+
+    fn seen(phase: Phase, progress: &str) -> VmReport {
+        VmReport {
+            uuid: Default::default(),
+            generation: 3,
+            outcome: Outcome::Applied,
+            phase,
+            boot_epoch: 1,
+            restarts: 0,
+            agent: true,
+            boot_progress: Some(progress.to_owned()),
+            boot_error: None,
+            shutdown_progress: None,
+            started_at: None,
+            exited_at: None,
+            exit_reason: None,
+            will_restart: false,
+        }
+    }
+
+    #[test]
+    fn a_death_is_seen_and_a_return_too() {
+        let desired = Desired { generation: 3, run_state: RunState::Running, boot_epoch: 1 };
+        let status = |current, report| status_of(current, &desired, &report);
+        assert_eq!(status(VmStatus::Running, seen(Phase::Exited, "done")), VmStatus::Exited);
+        assert_eq!(status(VmStatus::Exited, seen(Phase::Running, "booting")), VmStatus::Starting);
+        assert_eq!(status(VmStatus::Starting, seen(Phase::Running, "done")), VmStatus::Running);
+        assert_eq!(status(VmStatus::Error, seen(Phase::Running, "pre-launch")), VmStatus::Error);
+        assert_eq!(status(VmStatus::Error, seen(Phase::Running, "done")), VmStatus::Running);
+        let newer = Desired { generation: 4, run_state: RunState::Stopped, boot_epoch: 1 };
+        assert_eq!(status_of(VmStatus::Stopping, &newer, &seen(Phase::Stopped, "done")), VmStatus::Stopping);
+    }
+}

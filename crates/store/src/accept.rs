@@ -1,0 +1,125 @@
+//! Accepting an operation: everything it needs to exist is written by the caller's one transaction, or nothing is.
+
+use holdfast_engine::Plan;
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::Diff;
+use holdfast_model::vm::VmStatus;
+use uuid::Uuid;
+
+use crate::audit::{self, RequestInfo, audit_insert};
+use crate::operations::event_append;
+use crate::tenancy::Principal;
+use crate::vms::vm_set_status;
+use crate::{Tx, fault, is_duplicate, json};
+
+/// A resource that an operation touches, besides its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Touch {
+    pub kind: &'static str,
+    pub id: i64,
+    pub role: &'static str,
+}
+
+/// An operation on a VM, as the caller asked for it.
+#[derive(Debug)]
+pub struct VmSubmit<'a> {
+    pub plan: &'static Plan,
+    pub vm_id: i64,
+    pub vm_uuid: &'a str,
+    pub vm_name: &'a str,
+    pub compose_hash: &'a str,
+    /// Status of the VM before this operation.
+    pub status_before: VmStatus,
+    /// What was asked, without secrets.
+    pub request: serde_json::Value,
+    /// Provisional; the first step makes it true.
+    pub diff: Diff,
+    /// Touched but not claimed alone: parents that many operations may touch at a time.
+    pub touches: Vec<Touch>,
+    /// HTTP status that the audit row says the caller got.
+    pub status_code: u16,
+}
+
+/// Writes operation, claim, first event, resource status and audit row. Fails with `Busy` when another operation holds
+/// the VM. Returns the operation's row and public id.
+pub async fn vm_operation_accept(
+    tx: &mut Tx,
+    who: &Principal,
+    info: &RequestInfo,
+    submit: VmSubmit<'_>,
+    now: Timestamp,
+) -> Result<(i64, Uuid), Error> {
+    let plan = submit.plan;
+    let uuid = Uuid::new_v4();
+    let id: i64 = sqlx::query_scalar(
+        "INSERT INTO operation (uuid, workspace_id, project_id, kind, verb, operation_type, plan_version, target_state,
+            resource_id, resource_uuid, resource_name, compose_hash, user_id, username, email, api_key_id,
+            client_address, request_id, trace_id, request, diff, status, status_before, direction, step, step_entered,
+            generation, sub_operations, wake_at, lease_token, attempts, created_at, updated_at)
+         VALUES ($1, $2, (SELECT project_id FROM vm WHERE id = $8), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+            $15, $16, $17, $18, $19, $20, 'pending', $21, 'forward', 0, FALSE, 0, '[]', $22, 0, 0, $22, $22)
+         RETURNING id",
+    )
+    .bind(uuid.to_string())
+    .bind(who.workspace_id)
+    .bind(plan.kind.as_str())
+    .bind(plan.verb.as_str())
+    .bind(plan.name)
+    .bind(i64::from(plan.version))
+    .bind(plan.target.as_str())
+    .bind(submit.vm_id)
+    .bind(submit.vm_uuid)
+    .bind(submit.vm_name)
+    .bind(submit.compose_hash)
+    .bind(who.user_id)
+    .bind(&who.username)
+    .bind(&who.email)
+    .bind(who.api_key_id)
+    .bind(&info.client_address)
+    .bind(&info.request_id)
+    .bind(&info.trace_id)
+    .bind(submit.request.to_string())
+    .bind(json(&submit.diff)?)
+    .bind(submit.status_before.as_str())
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+
+    let mut touches = submit.touches;
+    touches.push(Touch { kind: "vm", id: submit.vm_id, role: "target" });
+    // Sorted, so that two operations that claim several resources cannot wait for each other.
+    touches.sort();
+    for touch in touches {
+        let claimed = sqlx::query(
+            "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(id)
+        .bind(touch.kind)
+        .bind(touch.id)
+        .bind(touch.role)
+        .bind(touch.role == "target")
+        .execute(&mut **tx)
+        .await;
+        match claimed {
+            Ok(_) => {}
+            Err(e) if is_duplicate(&e) => {
+                let message = format!("Another operation on \"{}\" is running.", submit.vm_name);
+                return Err(Error::new(Code::Busy, message));
+            }
+            Err(e) => return Err(fault(e)),
+        }
+    }
+    vm_set_status(tx, submit.vm_id, plan.accepted, now).await?;
+    event_append(tx, id, &plan.event("start"), None, plan.accepted, now).await?;
+    let entry = audit::Entry {
+        action: &format!("{}.{}", plan.kind.as_str(), plan.name),
+        target_type: plan.kind.as_str(),
+        target_id: submit.vm_uuid,
+        operation_id: Some(id),
+        status_code: submit.status_code,
+    };
+    audit_insert(tx, who, info, entry, now).await?;
+    Ok((id, uuid))
+}

@@ -1,0 +1,63 @@
+//! Who asked for what. An audit row is written by the transaction that accepts the request, before any effect.
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::Error;
+use uuid::Uuid;
+
+use crate::tenancy::Principal;
+use crate::{Tx, fault};
+
+/// The request behind a mutation, as the surface saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestInfo {
+    pub request_id: String,
+    /// W3C trace id, when the client sent a `traceparent`.
+    pub trace_id: Option<String>,
+    pub client_address: Option<String>,
+    pub method: String,
+    pub path: String,
+}
+
+/// One audited request that was accepted.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    pub action: &'a str,
+    pub target_type: &'a str,
+    pub target_id: &'a str,
+    pub operation_id: Option<i64>,
+    /// HTTP status the caller gets.
+    pub status_code: u16,
+}
+
+pub async fn audit_insert(
+    tx: &mut Tx,
+    who: &Principal,
+    request: &RequestInfo,
+    entry: Entry<'_>,
+    now: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO audit_log (uuid, workspace_id, actor_type, actor_id, actor_name, api_key_id, client_address,
+            request_id, method, path, status_code, action, target_type, target_id, operation_id, at)
+         VALUES ($1, $2, 'api_key', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(who.workspace_id)
+    .bind(who.user_id.to_string())
+    .bind(&who.username)
+    .bind(who.api_key_id)
+    .bind(&request.client_address)
+    .bind(&request.request_id)
+    .bind(&request.method)
+    .bind(&request.path)
+    .bind(i64::from(entry.status_code))
+    .bind(entry.action)
+    .bind(entry.target_type)
+    .bind(entry.target_id)
+    .bind(entry.operation_id)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}

@@ -1,0 +1,198 @@
+//! Nodes: who they are, what they have, and whether they are there.
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::image::ImageInfo;
+use holdfast_model::node::{Health, Register};
+use uuid::Uuid;
+
+use crate::{Store, Tx, fault, from_json, json};
+
+/// A node as the database has it.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Node {
+    pub id: i64,
+    pub uuid: String,
+    pub name: String,
+    pub region: Option<String>,
+    pub version: String,
+    pub hypervisor: String,
+    pub hypervisor_version: String,
+    pub accelerator: String,
+    pub tee: bool,
+    pub vcpu: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub slots: i64,
+    pub disk_free_gb: i64,
+    pub publish_address: String,
+    pub port_first: i64,
+    pub port_last: i64,
+    /// JSON; see [`Node::images`].
+    images: String,
+    pub ready: bool,
+    pub reason: Option<String>,
+    pub cordoned: bool,
+    pub last_seen_at: i64,
+    pub created_at: i64,
+    // What VMs on it have reserved.
+    pub used_vcpu: i64,
+    pub used_memory_mb: i64,
+    pub used_disk_gb: i64,
+    pub used_slots: i64,
+}
+
+impl Node {
+    pub fn images(&self) -> Result<Vec<ImageInfo>, Error> {
+        from_json(&self.images)
+    }
+
+    /// Heard of within `patience` microseconds before `now`.
+    pub fn is_online(&self, now: Timestamp, patience: i64) -> bool {
+        self.last_seen_at >= now.micros() - patience
+    }
+}
+
+// A VM counts until nothing of it is left on the node, whatever its status says.
+const NODES: &str = "SELECT n.id, n.uuid, n.name, n.region, n.version, n.hypervisor, n.hypervisor_version, n.accelerator,
+        n.tee, n.vcpu, n.memory_mb, n.disk_gb, n.slots, n.disk_free_gb, n.publish_address, n.port_first, n.port_last,
+        n.images, n.ready, n.reason, n.cordoned, n.last_seen_at, n.created_at,
+        CAST(COALESCE(SUM(v.vcpu), 0) AS BIGINT) AS used_vcpu,
+        CAST(COALESCE(SUM(v.memory_mb), 0) AS BIGINT) AS used_memory_mb,
+        CAST(COALESCE(SUM(v.disk_gb), 0) AS BIGINT) AS used_disk_gb,
+        COUNT(v.id) AS used_slots
+     FROM node n LEFT JOIN vm v ON v.node_id = n.id AND v.deleted_at IS NULL
+     GROUP BY n.id ORDER BY n.id";
+
+impl Store {
+    pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        sqlx::query_as(NODES).fetch_all(self.read()).await.map_err(fault)
+    }
+
+    /// The token with this sha256, unless it was revoked.
+    pub async fn node_token(&self, hash: &str) -> Result<Option<i64>, Error> {
+        sqlx::query_scalar("SELECT id FROM node_token WHERE hash = $1 AND revoked_at IS NULL")
+            .bind(hash)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+
+    /// The node behind a token, while `session` is its current life.
+    pub async fn node_session(&self, token_id: i64, session: Uuid) -> Result<i64, Error> {
+        sqlx::query_scalar("SELECT id FROM node WHERE token_id = $1 AND session = $2")
+            .bind(token_id)
+            .bind(session.to_string())
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)?
+            .ok_or_else(|| Error::new(Code::SessionStale, "This session is not the node's current one."))
+    }
+
+    /// The VM's node-side facts that a node asks keys with: (app id, instance id), only if it is placed there and
+    /// should not be gone.
+    pub async fn node_vm_ids(&self, token_id: i64, vm_uuid: &str) -> Result<Option<(String, String)>, Error> {
+        sqlx::query_as(
+            "SELECT a.app_id, v.instance_id FROM vm v JOIN app a ON a.id = v.app_row JOIN node n ON n.id = v.node_id
+             JOIN vm_desired d ON d.vm_id = v.id AND d.run_state <> 'absent'
+             WHERE n.token_id = $1 AND v.uuid = $2 AND v.deleted_at IS NULL",
+        )
+        .bind(token_id)
+        .bind(vm_uuid)
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+}
+
+/// The nodes inside a write transaction: what placement decides on cannot change before its commit.
+pub async fn nodes_for_placement(tx: &mut Tx) -> Result<Vec<Node>, Error> {
+    sqlx::query_as(NODES).fetch_all(&mut **tx).await.map_err(fault)
+}
+
+pub async fn node_token_create(tx: &mut Tx, name: &str, hash: &str, now: Timestamp) -> Result<i64, Error> {
+    sqlx::query_scalar("INSERT INTO node_token (hash, name, created_at) VALUES ($1, $2, $3) RETURNING id")
+        .bind(hash)
+        .bind(name)
+        .bind(now.micros())
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)
+}
+
+/// Begins a new life of the node that holds the token: a token is one node, whatever it calls itself.
+pub async fn node_register(tx: &mut Tx, token_id: i64, hello: &Register, now: Timestamp) -> Result<(i64, Uuid), Error> {
+    let uuid = Uuid::new_v4().to_string();
+    let c = &hello.capacity;
+    let (id, uuid): (i64, String) = sqlx::query_as(
+        "INSERT INTO node (uuid, token_id, name, region, version, hypervisor, hypervisor_version, accelerator, tee,
+            boot_id, session, report_seq, vcpu, memory_mb, disk_gb, slots, disk_free_gb, publish_address, port_first,
+            port_last, images, ready, reason, cordoned, desired_revision, last_seen_at, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, $14, $16, $17, $18, $19, FALSE,
+            'it has only just registered', FALSE, 1, $20, $20)
+         ON CONFLICT (token_id) DO UPDATE SET name = excluded.name, region = excluded.region,
+            version = excluded.version, hypervisor = excluded.hypervisor,
+            hypervisor_version = excluded.hypervisor_version, accelerator = excluded.accelerator, tee = excluded.tee,
+            boot_id = excluded.boot_id, session = excluded.session, report_seq = 0, vcpu = excluded.vcpu,
+            memory_mb = excluded.memory_mb, disk_gb = excluded.disk_gb, slots = excluded.slots,
+            publish_address = excluded.publish_address, port_first = excluded.port_first,
+            port_last = excluded.port_last, images = excluded.images, ready = FALSE, reason = excluded.reason,
+            last_seen_at = excluded.last_seen_at
+         RETURNING id, uuid",
+    )
+    .bind(&uuid)
+    .bind(token_id)
+    .bind(&hello.name)
+    .bind(&hello.region)
+    .bind(&hello.version)
+    .bind(&hello.hypervisor)
+    .bind(&hello.hypervisor_version)
+    .bind(hello.accelerator.as_str())
+    .bind(hello.tee)
+    .bind(&hello.boot_id)
+    .bind(hello.session.to_string())
+    .bind(i64::from(c.vcpu))
+    .bind(column(c.memory_mb))
+    .bind(column(c.disk_gb))
+    .bind(i64::from(c.slots))
+    .bind(&hello.publish_address)
+    .bind(i64::from(hello.port_range.0))
+    .bind(i64::from(hello.port_range.1))
+    .bind(json(&hello.images)?)
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    Ok((id, uuid.parse().map_err(Error::internal)?))
+}
+
+/// Takes note of a report. False when a newer one of the session is known, so that this one must change nothing.
+pub async fn node_seen(
+    tx: &mut Tx,
+    node_id: i64,
+    seq: u64,
+    health: &Health,
+    images: &[ImageInfo],
+    now: Timestamp,
+) -> Result<bool, Error> {
+    let updated = sqlx::query(
+        "UPDATE node SET report_seq = $2, disk_free_gb = $3, ready = $4, reason = $5, images = $6, last_seen_at = $7
+         WHERE id = $1 AND report_seq < $2",
+    )
+    .bind(node_id)
+    .bind(column(seq))
+    .bind(column(health.disk_free_gb))
+    .bind(health.ready)
+    .bind(&health.reason)
+    .bind(json(&images)?)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    Ok(updated.rows_affected() == 1)
+}
+
+/// An unsigned number as the database keeps it.
+pub(crate) fn column(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,284 @@
+//! Operations while they run: claiming them by lease, and writing what the engine decided.
+//!
+//! The one rule: a worker writes only under the fencing token of its lease, and reads the world in the same transaction
+//! that it writes in. A worker that lost its lease changes nothing; a report that arrives while it decides is either
+//! seen by it or wakes the operation again.
+
+use std::time::Duration;
+
+use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Record, World};
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::Status;
+use holdfast_model::vm::{StopMode, VmStatus};
+
+use crate::desired::{desired_of, desired_write, report_of};
+use crate::nodes::column;
+use crate::vms::{vm_release, vm_set_status};
+use crate::{Store, Tx, commit, fault, from_json, json, stored};
+
+/// An operation that this worker holds.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Claimed {
+    pub id: i64,
+    pub uuid: String,
+    pub operation_type: String,
+    pub plan_version: i64,
+    /// Fencing token.
+    pub lease_token: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct RecordRow {
+    resource_id: i64,
+    status: String,
+    status_before: String,
+    direction: String,
+    step: i64,
+    step_entered: bool,
+    step_started_at: Option<i64>,
+    deadline_at: Option<i64>,
+    generation: i64,
+    sub_operations: String,
+    cancelled_by: Option<String>,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    error_internal: Option<String>,
+    diff: String,
+    vm_status: String,
+    node_last_seen_at: i64,
+}
+
+/// How a VM is stopped by an operation that does not say otherwise.
+pub const STOP_GRACE: StopMode = StopMode::Graceful { grace_s: 30 };
+
+impl Store {
+    /// Takes at most `limit` operations that are due and that nobody holds.
+    pub async fn operations_claim(
+        &self,
+        owner: &str,
+        lease: Duration,
+        limit: i64,
+        now: Timestamp,
+    ) -> Result<Vec<Claimed>, Error> {
+        let mut tx = self.begin().await?;
+        let claimed = sqlx::query_as(
+            "UPDATE operation SET lease_token = lease_token + 1, lease_owner = $1, lease_until = $2,
+                attempts = attempts + 1
+             WHERE id IN (SELECT id FROM operation WHERE wake_at IS NOT NULL AND wake_at <= $3
+                AND (lease_until IS NULL OR lease_until < $3) ORDER BY wake_at LIMIT $4)
+             RETURNING id, uuid, operation_type, plan_version, lease_token",
+        )
+        .bind(owner)
+        .bind(now.plus(lease).micros())
+        .bind(now.micros())
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(fault)?;
+        commit(tx).await?;
+        Ok(claimed)
+    }
+
+    /// When the next operation is due, if any waits.
+    pub async fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
+        let due: Option<i64> = sqlx::query_scalar("SELECT MIN(wake_at) FROM operation WHERE wake_at IS NOT NULL")
+            .fetch_one(self.read())
+            .await
+            .map_err(fault)?;
+        Ok(due.map(Timestamp))
+    }
+
+    /// A start of the only process there is: leases of the process before it are void, and no step times out for the
+    /// time the server was away.
+    pub async fn operations_recover(&self, grace: Duration, now: Timestamp) -> Result<u64, Error> {
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE operation SET deadline_at = $1 WHERE deadline_at IS NOT NULL AND deadline_at < $1 AND wake_at IS NOT NULL")
+            .bind(now.plus(grace).micros())
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
+        let woken = sqlx::query(
+            "UPDATE operation SET lease_until = NULL, lease_owner = NULL, lease_token = lease_token + 1, wake_at = $1
+             WHERE wake_at IS NOT NULL",
+        )
+        .bind(now.micros())
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?;
+        commit(tx).await?;
+        Ok(woken.rows_affected())
+    }
+}
+
+/// What the engine needs of a claimed operation; `None` when the lease was lost.
+pub async fn operation_load(
+    tx: &mut Tx,
+    claimed: &Claimed,
+    node_patience: i64,
+    now: Timestamp,
+) -> Result<Option<(Record, World)>, Error> {
+    let row: Option<RecordRow> = sqlx::query_as(
+        "SELECT o.resource_id, o.status, o.status_before, o.direction, o.step, o.step_entered, o.step_started_at,
+                o.deadline_at, o.generation, o.sub_operations, o.cancelled_by, o.error_code, o.error_message,
+                o.error_internal, o.diff, v.status AS vm_status, n.last_seen_at AS node_last_seen_at
+         FROM operation o JOIN vm v ON v.id = o.resource_id JOIN node n ON n.id = v.node_id
+         WHERE o.id = $1 AND o.lease_token = $2",
+    )
+    .bind(claimed.id)
+    .bind(claimed.lease_token)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let Some(row) = row else { return Ok(None) };
+    let failure = row.error_code.map(|code| Failure {
+        code: Code::from_id(&code).unwrap_or(Code::Internal),
+        message: row.error_message.unwrap_or_default(),
+        internal: row.error_internal,
+    });
+    let record = Record {
+        status: stored(Status::parse(&row.status), "operation status", &row.status)?,
+        step: usize::try_from(row.step).map_err(Error::internal)?,
+        direction: stored(Direction::parse(&row.direction), "direction", &row.direction)?,
+        entered: row.step_entered,
+        step_started_at: row.step_started_at.map(Timestamp),
+        deadline_at: row.deadline_at.map(Timestamp),
+        generation: row.generation.unsigned_abs(),
+        sub_operations: from_json(&row.sub_operations)?,
+        failure,
+        cancelled_by: row.cancelled_by,
+        status_before: stored(VmStatus::parse(&row.status_before), "status", &row.status_before)?,
+        diff: from_json(&row.diff)?,
+    };
+    let observed = report_of(tx, row.resource_id).await?.map(|report| Observed {
+        generation: report.generation,
+        outcome: report.outcome,
+        phase: report.phase,
+        boot_epoch: report.boot_epoch,
+        agent: report.agent,
+        boot_progress: report.boot_progress,
+        boot_error: report.boot_error,
+        will_restart: report.will_restart,
+        exit_reason: report.exit_reason,
+    });
+    let world = World {
+        status: stored(VmStatus::parse(&row.vm_status), "status", &row.vm_status)?,
+        desired: desired_of(tx, row.resource_id).await?,
+        observed,
+        node_online: row.node_last_seen_at >= now.micros() - node_patience,
+    };
+    Ok(Some((record, world)))
+}
+
+/// Writes a decision and gives the lease back. False when the lease was lost; then nothing was written.
+pub async fn operation_write(
+    tx: &mut Tx,
+    claimed: &Claimed,
+    decision: &Decision,
+    now: Timestamp,
+) -> Result<bool, Error> {
+    let record = &decision.record;
+    let over = record.status.is_terminal();
+    let wake_at = match decision.next {
+        Next::At(at) => Some(at.micros()),
+        Next::Never => None,
+    };
+    let failure = record.failure.as_ref();
+    let resource_id: Option<i64> = sqlx::query_scalar(
+        "UPDATE operation SET status = $3, direction = $4, step = $5, step_entered = $6, step_started_at = $7,
+            deadline_at = $8, generation = $9, sub_operations = $10, error_code = $11, error_message = $12,
+            error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL,
+            started_at = COALESCE(started_at, $16), completed_at = $17, updated_at = $16
+         WHERE id = $1 AND lease_token = $2 RETURNING resource_id",
+    )
+    .bind(claimed.id)
+    .bind(claimed.lease_token)
+    .bind(record.status.as_str())
+    .bind(record.direction.as_str())
+    .bind(i64::try_from(record.step).map_err(Error::internal)?)
+    .bind(record.entered)
+    .bind(record.step_started_at.map(Timestamp::micros))
+    .bind(record.deadline_at.map(Timestamp::micros))
+    .bind(column(record.generation))
+    .bind(json(&record.sub_operations)?)
+    .bind(failure.map(|f| f.code.id()))
+    .bind(failure.map(|f| &f.message))
+    .bind(failure.and_then(|f| f.internal.as_ref()))
+    .bind(json(&record.diff)?)
+    .bind(wake_at)
+    .bind(now.micros())
+    .bind(over.then_some(now.micros()))
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let Some(vm_id) = resource_id else { return Ok(false) };
+    if let Some(change) = &decision.desired {
+        desired_write(tx, vm_id, change, STOP_GRACE, now).await?;
+    }
+    if let Some(status) = decision.status {
+        vm_set_status(tx, vm_id, status, now).await?;
+    }
+    if decision.release {
+        vm_release(tx, vm_id, now).await?;
+    }
+    for event in &decision.events {
+        event_append(tx, claimed.id, &event.event_type, event.step.as_deref(), event.state, now).await?;
+    }
+    if over {
+        sqlx::query("UPDATE operation_resource SET held = FALSE WHERE operation_id = $1")
+            .bind(claimed.id)
+            .execute(&mut **tx)
+            .await
+            .map_err(fault)?;
+    }
+    Ok(true)
+}
+
+/// Sets an operation aside that this build cannot execute; a person decides.
+pub async fn operation_park(tx: &mut Tx, claimed: &Claimed, reason: &str, now: Timestamp) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE operation SET status = 'stuck', wake_at = NULL, lease_until = NULL, error_internal = $3, updated_at = $4
+         WHERE id = $1 AND lease_token = $2",
+    )
+    .bind(claimed.id)
+    .bind(claimed.lease_token)
+    .bind(reason)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+/// Appends an event with the next number of its operation and the next position of all.
+pub(crate) async fn event_append(
+    tx: &mut Tx,
+    operation: i64,
+    event_type: &str,
+    step: Option<&str>,
+    state: VmStatus,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let event: i64 = sqlx::query_scalar(
+        "INSERT INTO operation_event (operation_id, seq, event_type, step, state, at)
+         VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM operation_event WHERE operation_id = $1), $2, $3, $4, $5)
+         RETURNING id",
+    )
+    .bind(operation)
+    .bind(event_type)
+    .bind(step)
+    .bind(state.as_str())
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    // One writer at a time: the next position is free until this transaction ends.
+    sqlx::query(
+        "INSERT INTO event_position (position, event_id) VALUES ((SELECT COALESCE(MAX(position), 0) + 1 FROM event_position), $1)",
+    )
+    .bind(event)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}

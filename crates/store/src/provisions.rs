@@ -1,0 +1,153 @@
+//! Apps that were prepared and wait for their commit.
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::Error;
+use uuid::Uuid;
+
+use crate::{Store, Tx, fault};
+
+/// A prepared app.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Provision {
+    pub app_id: String,
+    pub nonce: i64,
+    pub compose_hash: String,
+    /// JSON of the request that the commit carries out.
+    pub request: String,
+}
+
+impl Store {
+    pub async fn provision(
+        &self,
+        workspace: i64,
+        app_id: &str,
+        compose_hash: &str,
+        now: Timestamp,
+    ) -> Result<Option<Provision>, Error> {
+        sqlx::query_as(
+            "SELECT app_id, nonce, compose_hash, request FROM provision
+             WHERE workspace_id = $1 AND app_id = $2 AND compose_hash = $3 AND expires_at > $4",
+        )
+        .bind(workspace)
+        .bind(app_id)
+        .bind(compose_hash)
+        .bind(now.micros())
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// The bytes of app-compose.json with this hash.
+    pub async fn app_compose(&self, workspace: i64, compose_hash: &str) -> Result<Option<String>, Error> {
+        sqlx::query_scalar("SELECT content FROM app_compose WHERE workspace_id = $1 AND compose_hash = $2")
+            .bind(workspace)
+            .bind(compose_hash)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+
+    /// The name that lives in this workspace already: the app it belongs to.
+    pub async fn name_holder(&self, workspace: i64, name: &str) -> Result<Option<String>, Error> {
+        sqlx::query_scalar(
+            "SELECT a.app_id FROM vm_name n JOIN app a ON a.id = n.app_row WHERE n.workspace_id = $1 AND n.name = $2",
+        )
+        .bind(workspace)
+        .bind(name)
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+}
+
+/// The next unused nonce of a workspace's address.
+pub async fn nonce_take(tx: &mut Tx, workspace: i64) -> Result<i64, Error> {
+    sqlx::query_scalar("UPDATE workspace SET next_nonce = next_nonce + 1 WHERE id = $1 RETURNING next_nonce - 1")
+        .bind(workspace)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)
+}
+
+/// Keeps the bytes of an app-compose.json; the same bytes are kept once.
+pub async fn app_compose_insert(
+    tx: &mut Tx,
+    workspace: i64,
+    compose_hash: &str,
+    content: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO app_compose (workspace_id, compose_hash, content, created_at) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (workspace_id, compose_hash) DO NOTHING",
+    )
+    .bind(workspace)
+    .bind(compose_hash)
+    .bind(content)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+/// Keeps a provision until `expires_at`, and drops those that expired.
+pub async fn provision_insert(
+    tx: &mut Tx,
+    workspace: i64,
+    provision: &Provision,
+    now: Timestamp,
+    expires_at: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM provision WHERE expires_at <= $1")
+        .bind(now.micros())
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    sqlx::query(
+        "INSERT INTO provision (workspace_id, app_id, nonce, compose_hash, request, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (workspace_id, app_id, compose_hash)
+         DO UPDATE SET request = excluded.request, expires_at = excluded.expires_at",
+    )
+    .bind(workspace)
+    .bind(&provision.app_id)
+    .bind(provision.nonce)
+    .bind(&provision.compose_hash)
+    .bind(&provision.request)
+    .bind(now.micros())
+    .bind(expires_at.micros())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+/// The app with this id: (row, workspace). Made now if it is new. The caller checks the workspace.
+pub async fn app_ensure(
+    tx: &mut Tx,
+    workspace: i64,
+    app_id: &str,
+    nonce: i64,
+    name: &str,
+    now: Timestamp,
+) -> Result<(i64, i64), Error> {
+    sqlx::query(
+        "INSERT INTO app (uuid, workspace_id, app_id, nonce, name, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (app_id) DO NOTHING",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(workspace)
+    .bind(app_id)
+    .bind(nonce)
+    .bind(name)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    sqlx::query_as("SELECT id, workspace_id FROM app WHERE app_id = $1")
+        .bind(app_id)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)
+}

@@ -1,0 +1,157 @@
+//! Users, workspaces, projects and API keys.
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::Error;
+use uuid::Uuid;
+
+use crate::{Store, Tx, fault};
+
+/// Who is asking, in which workspace.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Principal {
+    pub user_id: i64,
+    pub username: String,
+    pub email: String,
+    /// `admin` sees the whole installation, `user` only workspaces they belong to.
+    pub user_role: String,
+    pub workspace_id: i64,
+    pub workspace_uuid: String,
+    pub workspace_slug: String,
+    pub workspace_name: String,
+    pub workspace_tier: String,
+    /// 40 hex digits that app ids derive from.
+    pub workspace_address: String,
+    pub member_role: String,
+    /// The workspace's default project.
+    pub project_id: i64,
+    pub project_uuid: String,
+    pub api_key_id: i64,
+    /// Schema version for requests that name none.
+    pub default_version: String,
+}
+
+impl Principal {
+    pub fn is_admin(&self) -> bool {
+        self.user_role == "admin"
+    }
+}
+
+impl Store {
+    /// The holder of the API key with this sha256, unless it was revoked or has expired.
+    pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
+        sqlx::query_as(
+            "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
+                    w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
+                    w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
+                    p.id AS project_id, p.uuid AS project_uuid, k.id AS api_key_id, k.default_version
+             FROM api_key k
+             JOIN user_account u ON u.id = k.user_id
+             JOIN workspace w ON w.id = k.workspace_id
+             JOIN workspace_member m ON m.workspace_id = w.id AND m.user_id = u.id
+             JOIN project p ON p.workspace_id = w.id AND p.is_default
+             WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
+        )
+        .bind(key_hash)
+        .bind(now.micros())
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// The installation's first administrator and their workspace, if it was set up: (user, workspace).
+    pub async fn first_admin(&self) -> Result<Option<(i64, i64)>, Error> {
+        sqlx::query_as(
+            "SELECT u.id, m.workspace_id FROM user_account u JOIN workspace_member m ON m.user_id = u.id
+             WHERE u.role = 'admin' ORDER BY u.id, m.workspace_id LIMIT 1",
+        )
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// Takes note that a key was used. Called at most about once a minute per key.
+    pub async fn key_used(&self, api_key_id: i64, now: Timestamp) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE api_key SET last_used_at = $2 WHERE id = $1")
+            .bind(api_key_id)
+            .bind(now.micros())
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
+        crate::commit(tx).await
+    }
+}
+
+/// A user, a workspace they own, and its default project. Returns (user, workspace).
+pub async fn workspace_create(
+    tx: &mut Tx,
+    username: &str,
+    role: &str,
+    slug: &str,
+    address: &str,
+    now: Timestamp,
+) -> Result<(i64, i64), Error> {
+    let user: i64 = sqlx::query_scalar(
+        "INSERT INTO user_account (uuid, username, email, role, created_at) VALUES ($1, $2, $3, $4, $5) RETURNING id",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(username)
+    .bind(format!("{username}@localhost"))
+    .bind(role)
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let workspace: i64 = sqlx::query_scalar(
+        "INSERT INTO workspace (uuid, slug, name, tier, address, next_nonce, created_at)
+         VALUES ($1, $2, $2, 'ENTERPRISE', $3, 1, $4) RETURNING id",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(slug)
+    .bind(address)
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    sqlx::query("INSERT INTO workspace_member (workspace_id, user_id, role) VALUES ($1, $2, 'owner')")
+        .bind(workspace)
+        .bind(user)
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    sqlx::query("INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, 'default', TRUE, $3)")
+        .bind(Uuid::new_v4().to_string())
+        .bind(workspace)
+        .bind(now.micros())
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    Ok((user, workspace))
+}
+
+/// Keeps the hash of a new API key. `prefix` is what a list may show of it.
+pub async fn api_key_create(
+    tx: &mut Tx,
+    (user, workspace): (i64, i64),
+    name: &str,
+    prefix: &str,
+    hash: &str,
+    default_version: &str,
+    now: Timestamp,
+) -> Result<i64, Error> {
+    sqlx::query_scalar(
+        "INSERT INTO api_key (uuid, workspace_id, user_id, name, prefix, hash, default_version, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(workspace)
+    .bind(user)
+    .bind(name)
+    .bind(prefix)
+    .bind(hash)
+    .bind(default_version)
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)
+}

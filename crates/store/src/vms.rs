@@ -1,0 +1,394 @@
+//! CVMs as every surface reads them, and the rows a new one is made of.
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::node::VmReport;
+use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
+use sqlx::QueryBuilder;
+
+use crate::tenancy::Principal;
+use crate::{Db, Store, Tx, fault, from_json, is_duplicate, json, stored};
+
+/// A CVM with everything the surfaces show of it.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Vm {
+    pub id: i64,
+    pub uuid: String,
+    pub workspace_id: i64,
+    pub workspace_uuid: String,
+    pub workspace_slug: String,
+    pub workspace_name: String,
+    pub project_uuid: String,
+    pub app_row: i64,
+    /// 40 hex digits.
+    pub app_id: String,
+    pub app_name: String,
+    pub node_id: i64,
+    pub node_name: String,
+    pub node_region: Option<String>,
+    pub node_version: String,
+    pub node_publish_address: String,
+    pub node_last_seen_at: i64,
+    pub created_by: i64,
+    pub creator_name: String,
+    pub name: String,
+    pub instance_id: String,
+    status: String,
+    pub instance_type: Option<String>,
+    pub vcpu: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub image: String,
+    pub os_image_hash: Option<String>,
+    pub compose_hash: String,
+    pub compose: String,
+    pub encrypted_env: Option<String>,
+    env_names: String,
+    pub user_config: Option<String>,
+    pub listed: bool,
+    restart_policy: String,
+    pub created_at: i64,
+    pub deleted_at: Option<i64>,
+    report: Option<String>,
+    /// The operation that holds the CVM's claim now.
+    pub operation_uuid: Option<String>,
+    pub operation_type: Option<String>,
+    pub operation_target: Option<String>,
+    pub operation_created_at: Option<i64>,
+}
+
+impl Vm {
+    pub fn status(&self) -> Result<VmStatus, Error> {
+        stored(VmStatus::parse(&self.status), "status", &self.status)
+    }
+
+    pub fn restart_policy(&self) -> Result<RestartPolicy, Error> {
+        stored(RestartPolicy::parse(&self.restart_policy), "restart policy", &self.restart_policy)
+    }
+
+    pub fn env_names(&self) -> Result<Vec<String>, Error> {
+        from_json(&self.env_names)
+    }
+
+    /// The node's last report.
+    pub fn report(&self) -> Result<Option<VmReport>, Error> {
+        self.report.as_deref().map(from_json).transpose()
+    }
+
+    pub fn in_progress(&self) -> bool {
+        self.operation_uuid.is_some()
+    }
+}
+
+const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid, w.slug AS workspace_slug,
+        w.name AS workspace_name, p.uuid AS project_uuid, v.app_row, a.app_id, a.name AS app_name, v.node_id,
+        n.name AS node_name, n.region AS node_region, n.version AS node_version,
+        n.publish_address AS node_publish_address, n.last_seen_at AS node_last_seen_at, v.created_by,
+        u.username AS creator_name, v.name, v.instance_id, v.status, v.instance_type, v.vcpu, v.memory_mb, v.disk_gb,
+        v.image, v.os_image_hash, v.compose_hash, c.content AS compose, v.encrypted_env, v.env_names, v.user_config,
+        v.listed, v.restart_policy, v.created_at, v.deleted_at, o.report, op.uuid AS operation_uuid,
+        op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
+     FROM vm v
+     JOIN workspace w ON w.id = v.workspace_id
+     JOIN project p ON p.id = v.project_id
+     JOIN app a ON a.id = v.app_row
+     JOIN node n ON n.id = v.node_id
+     JOIN user_account u ON u.id = v.created_by
+     JOIN app_compose c ON c.workspace_id = v.workspace_id AND c.compose_hash = v.compose_hash
+     LEFT JOIN vm_observed o ON o.vm_id = v.id
+     LEFT JOIN operation_resource r ON r.kind = 'vm' AND r.resource_id = v.id AND r.held
+     LEFT JOIN operation op ON op.id = r.operation_id ";
+
+/// How a caller named a CVM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By<'a> {
+    Key(i64),
+    Uuid(&'a str),
+    AppId(&'a str),
+    InstanceId(&'a str),
+    Name(&'a str),
+}
+
+/// Which CVMs a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct Filter<'a> {
+    /// `None`: all workspaces, for administrators.
+    pub workspace: Option<i64>,
+    pub app_row: Option<i64>,
+    pub node_id: Option<i64>,
+    pub user_id: Option<i64>,
+    pub uuids: Option<&'a [String]>,
+}
+
+impl Filter<'_> {
+    fn push(&self, query: &mut QueryBuilder<Db>) {
+        query.push(" WHERE v.deleted_at IS NULL");
+        for (column, value) in [
+            (" AND v.workspace_id = ", self.workspace),
+            (" AND v.app_row = ", self.app_row),
+            (" AND v.node_id = ", self.node_id),
+            (" AND v.created_by = ", self.user_id),
+        ] {
+            if let Some(value) = value {
+                query.push(column).push_bind(value);
+            }
+        }
+        if let Some(uuids) = self.uuids {
+            query.push(" AND v.uuid IN (");
+            let mut list = query.separated(", ");
+            for uuid in uuids {
+                list.push_bind(uuid.clone());
+            }
+            list.push_unseparated(")");
+        }
+    }
+}
+
+impl Store {
+    /// CVMs of a workspace that `by` names: ids resolve for ever, names and app ids only while the CVM lives. At most
+    /// two, which is enough to know that a name is ambiguous.
+    pub async fn vms_by(&self, workspace: i64, by: By<'_>) -> Result<Vec<Vm>, Error> {
+        let mut query = QueryBuilder::new(VMS);
+        query.push("WHERE v.workspace_id = ").push_bind(workspace);
+        match by {
+            By::Key(id) => query.push(" AND v.id = ").push_bind(id),
+            By::Uuid(uuid) => query.push(" AND v.uuid = ").push_bind(uuid.to_owned()),
+            By::InstanceId(id) => query.push(" AND v.instance_id = ").push_bind(id.to_owned()),
+            By::AppId(id) => query.push(" AND v.deleted_at IS NULL AND a.app_id = ").push_bind(id.to_owned()),
+            By::Name(name) => query.push(" AND v.deleted_at IS NULL AND v.name = ").push_bind(name.to_owned()),
+        };
+        query.push(" ORDER BY v.id LIMIT 2");
+        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+    }
+
+    /// Living CVMs, newest first.
+    pub async fn vms(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<Vec<Vm>, Error> {
+        let mut query = QueryBuilder::new(VMS);
+        filter.push(&mut query);
+        query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+    }
+
+    pub async fn vms_count(&self, filter: &Filter<'_>) -> Result<i64, Error> {
+        let mut query = QueryBuilder::new("SELECT COUNT(*) FROM vm v");
+        filter.push(&mut query);
+        query.build_query_scalar().fetch_one(self.read()).await.map_err(fault)
+    }
+
+    /// The VM as it stands inside a transaction that is about to change it.
+    pub async fn vm_in(tx: &mut Tx, id: i64) -> Result<Vm, Error> {
+        let mut query = QueryBuilder::new(VMS);
+        query.push("WHERE v.id = ").push_bind(id);
+        query.build_query_as().fetch_one(&mut **tx).await.map_err(fault)
+    }
+
+    /// Published ports of these CVMs, as (CVM, mapping), in order of the port inside.
+    pub async fn vm_ports(&self, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
+        if vms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query =
+            QueryBuilder::new("SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port WHERE vm_id IN (");
+        let mut list = query.separated(", ");
+        for id in vms {
+            list.push_bind(*id);
+        }
+        list.push_unseparated(") ORDER BY vm_id, vm_port");
+        let rows: Vec<(i64, String, String, i64, i64)> =
+            query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        rows.into_iter().map(port_row).collect()
+    }
+
+    /// What happened to a CVM outside of its operations, newest last, at most 20.
+    pub async fn vm_events(&self, vm: i64) -> Result<Vec<(String, String, i64)>, Error> {
+        let mut events: Vec<(String, String, i64)> =
+            sqlx::query_as("SELECT event, body, at FROM vm_event WHERE vm_id = $1 ORDER BY id DESC LIMIT 20")
+                .bind(vm)
+                .fetch_all(self.read())
+                .await
+                .map_err(fault)?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// Apps of a workspace that have a living CVM, newest first: (row, app id, name, created at).
+    pub async fn apps(&self, workspace: i64) -> Result<Vec<(i64, String, String, i64)>, Error> {
+        sqlx::query_as(
+            "SELECT a.id, a.app_id, a.name, a.created_at FROM app a WHERE a.workspace_id = $1
+             AND EXISTS (SELECT 1 FROM vm v WHERE v.app_row = a.id AND v.deleted_at IS NULL)
+             ORDER BY a.id DESC",
+        )
+        .bind(workspace)
+        .fetch_all(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// An app of a workspace by its app id, whether or not it has CVMs: (row, app id, name, created at).
+    pub async fn app(&self, workspace: i64, app_id: &str) -> Result<Option<(i64, String, String, i64)>, Error> {
+        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
+            .bind(workspace)
+            .bind(app_id)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+}
+
+fn port_row(row: (i64, String, String, i64, i64)) -> Result<(i64, PortMapping), Error> {
+    let (vm, protocol, host_address, host_port, vm_port) = row;
+    let port = |n: i64| u16::try_from(n).map_err(Error::internal);
+    Ok((vm, PortMapping { protocol, host_address, host_port: port(host_port)?, vm_port: port(vm_port)? }))
+}
+
+/// The rows of a new CVM.
+#[derive(Debug, Clone)]
+pub struct NewVm {
+    pub uuid: String,
+    pub app_row: i64,
+    pub node_id: i64,
+    pub name: String,
+    pub instance_id: String,
+    pub instance_type: Option<String>,
+    pub vcpu: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub image: String,
+    pub os_image_hash: Option<String>,
+    pub compose_hash: String,
+    pub encrypted_env: Option<String>,
+    pub env_names: Vec<String>,
+    pub user_config: Option<String>,
+    pub listed: bool,
+    pub restart_policy: RestartPolicy,
+    pub ports: Vec<PortMapping>,
+}
+
+/// Inserts a CVM with its name and ports. Fails with `NameTaken` when another app has the name.
+pub async fn vm_insert(
+    tx: &mut Tx,
+    who: &Principal,
+    new: &NewVm,
+    status: VmStatus,
+    now: Timestamp,
+) -> Result<i64, Error> {
+    let name = sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3)")
+        .bind(who.workspace_id)
+        .bind(&new.name)
+        .bind(new.app_row)
+        .execute(&mut **tx)
+        .await;
+    match name {
+        Ok(_) => {}
+        Err(e) if is_duplicate(&e) => return Err(name_taken(&new.name)),
+        Err(e) => return Err(fault(e)),
+    }
+    let id: i64 = sqlx::query_scalar(
+        "INSERT INTO vm (uuid, workspace_id, project_id, app_row, node_id, created_by, name, instance_id, status,
+            instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names,
+            user_config, listed, restart_policy, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22)
+         RETURNING id",
+    )
+    .bind(&new.uuid)
+    .bind(who.workspace_id)
+    .bind(who.project_id)
+    .bind(new.app_row)
+    .bind(new.node_id)
+    .bind(who.user_id)
+    .bind(&new.name)
+    .bind(&new.instance_id)
+    .bind(status.as_str())
+    .bind(&new.instance_type)
+    .bind(new.vcpu)
+    .bind(new.memory_mb)
+    .bind(new.disk_gb)
+    .bind(&new.image)
+    .bind(&new.os_image_hash)
+    .bind(&new.compose_hash)
+    .bind(&new.encrypted_env)
+    .bind(json(&new.env_names)?)
+    .bind(&new.user_config)
+    .bind(new.listed)
+    .bind(new.restart_policy.as_str())
+    .bind(now.micros())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    for port in &new.ports {
+        sqlx::query(
+            "INSERT INTO vm_port (node_id, host_port, vm_id, vm_port, protocol, host_address)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(new.node_id)
+        .bind(i64::from(port.host_port))
+        .bind(id)
+        .bind(i64::from(port.vm_port))
+        .bind(&port.protocol)
+        .bind(&port.host_address)
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    }
+    Ok(id)
+}
+
+/// The refusal of a name that another app of the workspace has.
+pub fn name_taken(name: &str) -> Error {
+    Error::new(Code::NameTaken, format!("A CVM named \"{name}\" exists already in this workspace."))
+}
+
+/// Host ports of a node that are taken.
+pub async fn ports_taken(tx: &mut Tx, node_id: i64) -> Result<Vec<i64>, Error> {
+    sqlx::query_scalar("SELECT host_port FROM vm_port WHERE node_id = $1 ORDER BY host_port")
+        .bind(node_id)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(fault)
+}
+
+/// The living CVM of an app, inside a transaction: (row, compose hash).
+pub async fn vm_of_app(tx: &mut Tx, app_row: i64) -> Result<Option<(i64, String)>, Error> {
+    sqlx::query_as("SELECT id, compose_hash FROM vm WHERE app_row = $1 AND deleted_at IS NULL ORDER BY id LIMIT 1")
+        .bind(app_row)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(fault)
+}
+
+/// Writes a CVM's status.
+pub(crate) async fn vm_set_status(tx: &mut Tx, id: i64, status: VmStatus, now: Timestamp) -> Result<(), Error> {
+    sqlx::query("UPDATE vm SET status = $2, updated_at = $3 WHERE id = $1")
+        .bind(id)
+        .bind(status.as_str())
+        .bind(now.micros())
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+        .map_err(fault)
+}
+
+/// Ends a CVM's life: ports and name are free, capacity counts no more. Its row stays for its operations; the
+/// ciphertext of its env goes.
+pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), Error> {
+    sqlx::query("DELETE FROM vm_port WHERE vm_id = $1").bind(id).execute(&mut **tx).await.map_err(fault)?;
+    sqlx::query(
+        "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL WHERE id = $1 AND deleted_at IS NULL",
+    )
+    .bind(id)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    // The name goes with the last CVM of the app that carries it.
+    sqlx::query(
+        "DELETE FROM vm_name WHERE (workspace_id, name) IN (SELECT workspace_id, name FROM vm WHERE id = $1)
+         AND NOT EXISTS (SELECT 1 FROM vm v JOIN vm d ON d.id = $1
+             WHERE v.workspace_id = d.workspace_id AND v.name = d.name AND v.deleted_at IS NULL)",
+    )
+    .bind(id)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
