@@ -118,6 +118,13 @@ impl Server {
         self.child.as_ref().and_then(|c| i32::try_from(c.id()).ok())
     }
 
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(match &mut self.child {
+            Some(child) => child.try_wait()?.is_none(),
+            None => false,
+        })
+    }
+
     pub fn key_path(&self) -> PathBuf {
         self.options.data_dir.join("admin.key")
     }

@@ -1,0 +1,142 @@
+//! `cargo xtask test`: everything that is checked before a change is accepted.
+//!
+//! The one rule: what a part needs it installs or builds itself, so that this one command means the same on a fresh
+//! machine, on a developer's and in CI.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::artifacts::{self, Build, cargo};
+use crate::parts::{Outcome, Parts};
+use crate::{deny, packages, root, ui};
+
+/// Name, what it checks. In the order in which they run: what fails fast comes first.
+const PARTS: &[(&str, &str)] = &[
+    ("fmt", "the sources are formatted"),
+    ("clippy", "no lint fires"),
+    ("deny", "licences, bans and sources of all dependencies"),
+    ("advisories", "no dependency has a known hole"),
+    ("unit", "unit, property and API tests, and the OpenAPI documents"),
+    ("simulated", "crashes, bad input and restarts, with simulated VMs"),
+    ("real", "the official command line against real VMs"),
+    ("up", "what a newcomer's first command does"),
+];
+
+pub fn run(words: &[&str]) -> Result<()> {
+    let mut chosen = Vec::new();
+    for word in words {
+        let (part, filter) = word.split_once(':').unwrap_or((word, ""));
+        if !PARTS.iter().any(|(name, _)| *name == part) {
+            let list: Vec<_> = PARTS.iter().map(|(name, what)| format!("  {name:12} {what}")).collect();
+            bail!(
+                "no such part: {part}. There are, each also as PART:FILTER where it runs tests:\n{}",
+                list.join("\n")
+            );
+        }
+        chosen.push((part, filter));
+    }
+    if chosen.is_empty() {
+        chosen = PARTS.iter().map(|(name, _)| (*name, "")).collect();
+    }
+    let mut parts = Parts::default();
+    parts.run("packages", || {
+        packages::install(&[packages::RUN, packages::TEST])?;
+        Ok(Outcome::Passed)
+    });
+    let product = Product::default();
+    for (part, filter) in chosen {
+        parts.run(part, || match part {
+            "fmt" => loudly("cargo fmt", cargo(&["fmt", "--all", "--check"])),
+            "clippy" => clippy(),
+            "deny" => deny::policy(),
+            "advisories" => deny::advisories(),
+            "unit" => unit(filter),
+            "simulated" => end_to_end("simulated", filter, product.binary()?),
+            "real" => {
+                clients()?;
+                end_to_end("real", filter, product.binary()?)
+            }
+            _ => up(),
+        });
+    }
+    parts.summary()
+}
+
+/// What users run, built when the first part needs it.
+#[derive(Default)]
+struct Product(OnceCell<PathBuf>);
+
+impl Product {
+    fn binary(&self) -> Result<&Path> {
+        if self.0.get().is_none() {
+            let _ = self.0.set(artifacts::all(Build::Release)?);
+        }
+        match self.0.get() {
+            Some(path) => Ok(path),
+            None => bail!("the binary was not built"),
+        }
+    }
+}
+
+fn loudly(what: &str, mut command: Command) -> Result<Outcome> {
+    ui::run_loudly(what, &mut command)?;
+    Ok(Outcome::Passed)
+}
+
+fn clippy() -> Result<Outcome> {
+    let mut command = cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    ui::run_quietly("cargo clippy", &mut command)?;
+    Ok(Outcome::Passed)
+}
+
+fn unit(filter: &str) -> Result<Outcome> {
+    // Built apart from being run, so that the long part shows progress and the tests' own output stays readable.
+    let tests = ["test", "--workspace", "--exclude", "holdfast-e2e", "--no-fail-fast"];
+    ui::run_quietly("build the tests", cargo(&tests).arg("--no-run"))?;
+    let mut command = cargo(&tests);
+    command.arg("--quiet");
+    if !filter.is_empty() {
+        command.arg(filter);
+    }
+    loudly("cargo test", command)
+}
+
+fn end_to_end(target: &str, filter: &str, binary: &Path) -> Result<Outcome> {
+    let tests = ["test", "--package", "holdfast-e2e", "--test", target];
+    ui::run_quietly("build the end-to-end tests", cargo(&tests).arg("--no-run"))?;
+    let mut command = cargo(&tests);
+    command.env("HOLDFAST_BIN", binary).arg("--");
+    if target == "real" {
+        // VMs of several servers would fight for two cores and for the nodes' ports.
+        command.arg("--test-threads=1");
+    }
+    if !filter.is_empty() {
+        command.arg(filter);
+    }
+    loudly(target, command)
+}
+
+/// The official clients, at the versions that are locked.
+fn clients() -> Result<()> {
+    let folder = root().join("tests/clients");
+    let lock = std::fs::read(folder.join("package-lock.json"))?;
+    let stamp = folder.join("node_modules/.installed-from");
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+        return Ok(());
+    }
+    let args = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
+    ui::run_quietly("install the official clients", Command::new("npm").args(args).current_dir(&folder))?;
+    Ok(std::fs::write(stamp, lock)?)
+}
+
+fn up() -> Result<Outcome> {
+    let this = std::env::current_exe()?;
+    loudly("xtask up --once", {
+        let mut command = Command::new(this);
+        command.args(["up", "--once"]);
+        command
+    })
+}
