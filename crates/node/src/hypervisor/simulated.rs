@@ -1,0 +1,278 @@
+//! A hypervisor without VMs: each step only takes its time. For load tests and simulations, never a default.
+//!
+//! The one rule: how far a machine is follows from when it was started and from nothing else, so the few bytes of its
+//! record bring it back after a kill.
+//!
+//! ```text
+//!   prepare (1 step) -> start (1 step) -> booting (1 step) -> agent answers, starting containers (1 step) -> done
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use holdfast_model::compose::{AppCompose, sha256_hex};
+use holdfast_model::guest::{BootProgress, Container, LogOptions};
+use holdfast_model::image::ImageInfo;
+use holdfast_model::node::{Accelerator, Capacity, Health, LogSource, StreamError};
+use holdfast_model::vm::VmSpec;
+use holdfast_model::{Timestamp, VERSION};
+use serde::Deserialize;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{About, Adopted, Ended, Fault, Hypervisor, LogSink, Started, View, stream_error};
+use crate::clock;
+use crate::record::{GuestView, Layout, Life, Records, Runtime};
+
+/// VMs that fit when nothing else is configured.
+pub const SLOTS: u32 = 10_000;
+
+/// The image that every simulated node offers when the image folder has none.
+const IMAGE: &str = "simulated";
+
+struct Guest {
+    view: watch::Sender<View>,
+    started: Timestamp,
+    /// As of its last start or adoption; absent when adopted with a tombstone.
+    spec: Option<VmSpec>,
+}
+
+type Guests = Arc<Mutex<HashMap<Uuid, Guest>>>;
+
+/// See the module.
+pub struct Simulated {
+    records: Records,
+    step: Duration,
+    slots: u32,
+    images: Vec<ImageInfo>,
+    guests: Guests,
+}
+
+impl Simulated {
+    /// VMs are kept in `dir`. `images` are offered as they are; without any there is one named `simulated`.
+    pub fn open(dir: &Path, step: Duration, slots: Option<u32>, mut images: Vec<ImageInfo>) -> io::Result<Self> {
+        if images.is_empty() {
+            images.push(ImageInfo {
+                name: IMAGE.to_owned(),
+                version: VERSION.to_owned(),
+                is_dev: true,
+                os_image_hash: Some(sha256_hex(IMAGE)),
+            });
+        }
+        let records = Records::open(dir.to_owned(), Layout::Files)?;
+        Ok(Self { records, step, slots: slots.unwrap_or(SLOTS), images, guests: Guests::default() })
+    }
+
+    /// Ends a machine as a crash of its process would. For tests and simulations.
+    pub fn crash(&self, uuid: Uuid) {
+        end(&self.guests, uuid, "it crashed", false);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Guest>> {
+        lock(&self.guests)
+    }
+
+    /// Lets the guest boot on, from where a machine started at `started` is now.
+    fn run(&self, uuid: Uuid, spec: Option<VmSpec>, started: Timestamp) -> watch::Receiver<View> {
+        let (sender, receiver) = watch::channel(View::default());
+        let elapsed = clock::now().since(started);
+        sender.send_modify(|v| v.guest = progress(elapsed, self.step));
+        self.lock().insert(uuid, Guest { view: sender.clone(), started, spec });
+        let step = self.step;
+        if elapsed < step * 2 {
+            tokio::spawn(async move {
+                for at in [step, step * 2] {
+                    tokio::time::sleep(at.saturating_sub(clock::now().since(started))).await;
+                    if sender.is_closed() || sender.borrow().ended.is_some() {
+                        return;
+                    }
+                    sender.send_modify(|v| v.guest = progress(at, step));
+                }
+            });
+        }
+        receiver
+    }
+
+    fn spec(&self, uuid: Uuid) -> Result<(VmSpec, Timestamp), StreamError> {
+        let guests = self.lock();
+        let guest = guests.get(&uuid).ok_or_else(|| stream_error("not_running", "the VM does not run"))?;
+        let spec = guest.spec.clone().ok_or_else(|| stream_error("not_running", "the VM is being removed"))?;
+        Ok((spec, guest.started))
+    }
+}
+
+fn lock(guests: &Guests) -> MutexGuard<'_, HashMap<Uuid, Guest>> {
+    guests.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn end(guests: &Guests, uuid: Uuid, reason: &str, clean: bool) {
+    if let Some(guest) = lock(guests).remove(&uuid) {
+        let ended = Ended { at: clock::now(), reason: reason.to_owned(), clean };
+        guest.view.send_modify(|v| v.ended = Some(ended));
+    }
+}
+
+/// What the guest says `elapsed` after its start.
+fn progress(elapsed: Duration, step: Duration) -> GuestView {
+    let (agent, word) = if elapsed < step {
+        (false, None)
+    } else if elapsed < step * 2 {
+        (true, Some(BootProgress::StartingContainers))
+    } else {
+        (true, Some(BootProgress::Done))
+    };
+    GuestView { agent, boot_progress: word.map(|w| w.as_str().to_owned()), ..GuestView::default() }
+}
+
+#[async_trait]
+impl Hypervisor for Simulated {
+    fn about(&self) -> About {
+        About { name: "simulated", version: VERSION.to_owned(), accelerator: Accelerator::Simulated, tee: false }
+    }
+
+    fn records(&self) -> &Records {
+        &self.records
+    }
+
+    async fn capacity(&self) -> Capacity {
+        let slots = u64::from(self.slots);
+        Capacity {
+            vcpu: self.slots.saturating_mul(64),
+            memory_mb: slots * 64 * 1024,
+            disk_gb: slots * 1000,
+            slots: self.slots,
+        }
+    }
+
+    async fn health(&self) -> Health {
+        Health { disk_free_gb: u64::from(self.slots) * 1000, ready: true, reason: None }
+    }
+
+    async fn images(&self) -> Vec<ImageInfo> {
+        self.images.clone()
+    }
+
+    async fn prepare(&self, spec: &VmSpec) -> Result<(), Fault> {
+        if !self.images.iter().any(|i| i.name == spec.image) {
+            return Err(Fault::passing("image_missing", format!("there is no image {:?}", spec.image)));
+        }
+        tokio::time::sleep(self.step).await;
+        Ok(())
+    }
+
+    async fn start(&self, spec: &VmSpec) -> Result<Started, Fault> {
+        end(&self.guests, spec.uuid, "it is started anew", false);
+        tokio::time::sleep(self.step).await;
+        let at = clock::now();
+        Ok(Started { process: None, at, view: self.run(spec.uuid, Some(spec.clone()), at) })
+    }
+
+    async fn adopt(&self, uuid: Uuid, spec: Option<&VmSpec>, runtime: &Runtime) -> Adopted {
+        match (runtime.life, runtime.started_at) {
+            (Life::On | Life::Stopping, Some(at)) => {
+                Adopted::Running(Started { process: None, at, view: self.run(uuid, spec.cloned(), at) })
+            }
+            _ => Adopted::Off,
+        }
+    }
+
+    async fn shutdown(&self, uuid: Uuid, _grace_s: u32) {
+        if let Some(guest) = self.lock().get(&uuid) {
+            guest.view.send_modify(|v| v.guest.shutdown_progress = Some("powering off".to_owned()));
+        }
+        let (guests, step) = (self.guests.clone(), self.step);
+        tokio::spawn(async move {
+            tokio::time::sleep(step).await;
+            end(&guests, uuid, "the guest powered itself off", true);
+        });
+    }
+
+    async fn kill(&self, uuid: Uuid) -> Result<(), Fault> {
+        tokio::time::sleep(self.step).await;
+        end(&self.guests, uuid, "it was killed", false);
+        Ok(())
+    }
+
+    async fn remove(&self, uuid: Uuid) -> Result<(), Fault> {
+        tokio::time::sleep(self.step).await;
+        end(&self.guests, uuid, "it was removed", false);
+        self.records.remove(uuid).map_err(|e| Fault::os("remove", &e))
+    }
+
+    async fn logs(
+        &self,
+        uuid: Uuid,
+        source: LogSource,
+        options: LogOptions,
+        sink: &mut dyn LogSink,
+    ) -> Result<(), StreamError> {
+        let (spec, started) = self.spec(uuid)?;
+        let lines = match source {
+            LogSource::Serial => vec![(started, format!("simulated guest of {} booted", spec.name))],
+            LogSource::Stdout | LogSource::Stderr => vec![],
+            LogSource::Container(name) => {
+                let container = containers(&spec, started)
+                    .into_iter()
+                    .find(|c| c.id == name || c.names.iter().any(|n| n.trim_start_matches('/') == name))
+                    .ok_or_else(|| stream_error("no_such_container", format!("no container {name:?}")))?;
+                (0..10).map(|i| (started, format!("{} line {i}", container.image))).collect()
+            }
+        };
+        let skip = options.tail.map_or(0, |n| lines.len().saturating_sub(usize::try_from(n).unwrap_or(usize::MAX)));
+        for (at, line) in lines.into_iter().skip(skip) {
+            let text = if options.timestamps { format!("{at} {line}\n") } else { format!("{line}\n") };
+            if !sink.write(1, Bytes::from(text)).await {
+                return Ok(());
+            }
+        }
+        if options.follow {
+            let view = self.lock().get(&uuid).map(|g| g.view.subscribe());
+            if let Some(mut view) = view {
+                let _ = view.wait_for(|v| v.ended.is_some()).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn containers(&self, uuid: Uuid) -> Result<Vec<Container>, StreamError> {
+        let (spec, started) = self.spec(uuid)?;
+        Ok(containers(&spec, started))
+    }
+}
+
+#[derive(Deserialize)]
+struct ComposeFile {
+    #[serde(default)]
+    services: BTreeMap<String, Option<Service>>,
+}
+
+#[derive(Default, Deserialize)]
+struct Service {
+    #[serde(default)]
+    image: String,
+}
+
+/// One running container for each service of the compose file, named as compose names them.
+fn containers(spec: &VmSpec, started: Timestamp) -> Vec<Container> {
+    let yaml = AppCompose::parse(&spec.app_compose).ok().and_then(|c| c.docker_compose_file).unwrap_or_default();
+    let file: ComposeFile = serde_saphyr::from_str(&yaml).unwrap_or_else(|_| ComposeFile { services: BTreeMap::new() });
+    let container = |(name, service): (String, Option<Service>)| {
+        let image = service.unwrap_or_default().image;
+        Container {
+            id: sha256_hex(format!("{}/{name}", spec.uuid)),
+            names: vec![format!("/app-{name}-1")],
+            image_id: format!("sha256:{}", sha256_hex(&image)),
+            image,
+            command: String::new(),
+            created: started.seconds(),
+            state: "running".to_owned(),
+            status: format!("Up {} seconds", clock::now().since(started).as_secs()),
+        }
+    };
+    file.services.into_iter().map(container).collect()
+}

@@ -1,0 +1,360 @@
+//! One task owns one VM: it asks [`reconcile`](crate::reconcile) what to do, does it, and writes down what is there now.
+//!
+//! The one rule: announce, act, confirm. What is about to be done is on disk before it is done, so whoever comes after a
+//! crash knows what to look for. Nobody else touches the VM's record or its machine.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_model::node::{DesiredVm, VmReport};
+use holdfast_model::vm::{RestartPolicy, VmSpec};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use crate::clock;
+use crate::hypervisor::{Adopted, Ended, Fault as StepFault, Hypervisor, Started, View};
+use crate::reconcile::{self, Action, Died, Fault, Local, Machine, Tick};
+use crate::record::{Layout, Life, Record, Records, Runtime};
+use crate::reports::Reports;
+
+/// How long a guest that was being stopped when the node restarted may still take.
+const STOP_AFTER_ADOPTION: Duration = Duration::from_secs(30);
+
+/// What all VM tasks share.
+pub(crate) struct Context {
+    pub hypervisor: Arc<dyn Hypervisor>,
+    pub reports: Arc<Reports>,
+    pub restart_backoff: Duration,
+    pub boot_id: String,
+    /// When this life of the node began.
+    pub began: Instant,
+}
+
+enum Save {
+    Desired,
+    Runtime { durable: bool },
+}
+
+pub(crate) struct Vm {
+    context: Arc<Context>,
+    uuid: Uuid,
+    record: Record,
+    local: Local,
+    /// The newest desired state is not on disk yet; nothing is done before it is.
+    unsaved: bool,
+    view: Option<watch::Receiver<View>>,
+    news: watch::Receiver<Arc<DesiredVm>>,
+}
+
+impl Vm {
+    /// A VM that the server just spoke of for the first time.
+    pub fn new(context: Arc<Context>, news: watch::Receiver<Arc<DesiredVm>>) -> Self {
+        let desired = news.borrow().clone();
+        let record = Record { desired: desired.clone(), runtime: Runtime::default() };
+        let local = Local { desired: Some(desired), ..Local::default() };
+        Self { context, uuid: record.desired.uuid, record, local, unsaved: true, view: None, news }
+    }
+
+    /// A VM that was found on disk.
+    pub fn found(context: Arc<Context>, record: Record, news: watch::Receiver<Arc<DesiredVm>>) -> Self {
+        let runtime = &record.runtime;
+        let local = Local {
+            desired: Some(record.desired.clone()),
+            epoch: runtime.epoch,
+            restarts: runtime.restarts,
+            ..Local::default()
+        };
+        Self { context, uuid: record.desired.uuid, record, local, unsaved: false, view: None, news }
+    }
+
+    fn now(&self) -> Tick {
+        self.context.began.elapsed()
+    }
+
+    fn spec(&self) -> Option<&VmSpec> {
+        self.record.desired.spec.as_ref()
+    }
+
+    /// Runs until the VM is gone or the fleet is dropped. The machine itself outlives this.
+    pub async fn run(mut self) {
+        self.recover().await;
+        loop {
+            self.take_news();
+            if self.unsaved {
+                match self.save(Save::Desired).await {
+                    Ok(()) => {
+                        self.unsaved = false;
+                        self.local.fault = None;
+                    }
+                    Err(error) => self.fail(&StepFault::os("write desired.json", &error)),
+                }
+            }
+            self.publish();
+            let action = if self.unsaved {
+                Action::Wait(self.local.fault.as_ref().map_or_else(|| self.now(), |f| f.retry_at))
+            } else {
+                reconcile::decide(&self.local, self.now(), self.context.restart_backoff)
+            };
+            if self.local.gone {
+                return;
+            }
+            match action {
+                Action::Rest if !self.wait(None).await => return,
+                Action::Wait(until) if !self.wait(Some(until)).await => return,
+                Action::Rest | Action::Wait(_) => {}
+                other => self.act(other).await,
+            }
+        }
+    }
+
+    /// Finds out what became of the machine that the record speaks of.
+    async fn recover(&mut self) {
+        let runtime = &self.record.runtime;
+        let same_boot = runtime.host_boot_id == self.context.boot_id;
+        let policy = self.spec().map_or(RestartPolicy::Never, |s| s.restart_policy);
+        match runtime.life {
+            Life::Off => {}
+            Life::Died if !same_boot && policy == RestartPolicy::OnFailure && !runtime.clean => {
+                self.local.restarts = 0;
+            }
+            Life::Died => self.local.died = Some(Died { at: self.now(), clean: runtime.clean }),
+            Life::Starting | Life::On | Life::Stopping if !same_boot => {
+                info!(vm = %self.uuid, "the host was restarted");
+                self.local.restarts = 0;
+            }
+            Life::Starting | Life::On | Life::Stopping => {
+                let hypervisor = self.context.hypervisor.clone();
+                match hypervisor.adopt(self.uuid, self.spec(), &self.record.runtime).await {
+                    Adopted::Running(started) => self.adopted(started).await,
+                    Adopted::Died(ended) if self.record.runtime.life == Life::On => self.died(ended).await,
+                    Adopted::Died(_) | Adopted::Off => {}
+                }
+            }
+        }
+    }
+
+    async fn adopted(&mut self, started: Started) {
+        info!(vm = %self.uuid, process = ?started.process, "adopted a running VM");
+        let stopping = self.record.runtime.life == Life::Stopping;
+        let kill_at = stopping.then(|| self.now() + STOP_AFTER_ADOPTION);
+        self.local.machine = Machine::On { kill_at };
+        let runtime = &mut self.record.runtime;
+        if !stopping {
+            runtime.life = Life::On;
+        }
+        (runtime.process, runtime.started_at) = (started.process, Some(started.at));
+        self.view = Some(started.view);
+        self.save_runtime(true).await;
+    }
+
+    /// Takes what the fleet was told last, if it is newer.
+    fn take_news(&mut self) {
+        let news = self.news.borrow_and_update().clone();
+        if self.local.accepts(&news) {
+            debug!(vm = %self.uuid, generation = news.generation, run_state = news.run_state.as_str(), "news");
+            self.record.desired = news.clone();
+            self.local.desired = Some(news);
+            self.unsaved = true;
+        }
+    }
+
+    /// False when the fleet is gone.
+    async fn wait(&mut self, until: Option<Tick>) -> bool {
+        let deadline = self.context.began + until.unwrap_or_default();
+        let view_changed = async {
+            match &mut self.view {
+                Some(view) => view.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let seen = tokio::select! {
+            biased;
+            news = self.news.changed() => return news.is_ok(),
+            alive = view_changed => Some(alive),
+            () = tokio::time::sleep_until(deadline), if until.is_some() => None,
+        };
+        if let Some(alive) = seen {
+            self.look(alive).await;
+        }
+        true
+    }
+
+    /// Takes in what the machine's view shows. `alive` is false when whoever showed it has gone without a word.
+    async fn look(&mut self, alive: bool) {
+        let Some(view) = self.view.as_mut().map(|v| v.borrow_and_update().clone()) else { return };
+        if view.guest != self.record.runtime.guest {
+            self.record.runtime.guest = view.guest;
+            self.save_runtime(false).await;
+        }
+        let lost = || Ended { at: clock::now(), reason: "the VM is not watched any more".to_owned(), clean: false };
+        if let Some(ended) = view.ended.or_else(|| (!alive).then(lost)) {
+            if self.record.runtime.life == Life::Stopping {
+                self.off(ended.at, ended.reason).await;
+            } else {
+                self.died(ended).await;
+            }
+        }
+    }
+
+    async fn died(&mut self, ended: Ended) {
+        warn!(vm = %self.uuid, epoch = self.local.epoch, reason = %ended.reason, "the VM ended by itself");
+        self.local.died = Some(Died { at: self.now(), clean: ended.clean });
+        self.end(Life::Died, ended).await;
+    }
+
+    async fn off(&mut self, at: holdfast_model::Timestamp, reason: String) {
+        info!(vm = %self.uuid, epoch = self.local.epoch, reason, "stopped");
+        self.end(Life::Off, Ended { at, reason, clean: true }).await;
+    }
+
+    async fn end(&mut self, life: Life, ended: Ended) {
+        self.local.machine = Machine::Off;
+        self.view = None;
+        let runtime = &mut self.record.runtime;
+        (runtime.life, runtime.process, runtime.clean) = (life, None, ended.clean);
+        (runtime.exited_at, runtime.exit_reason) = (Some(ended.at), Some(ended.reason));
+        runtime.guest.agent = false;
+        self.save_runtime(true).await;
+    }
+
+    async fn act(&mut self, action: Action) {
+        debug!(vm = %self.uuid, ?action, "acts");
+        let result = match action {
+            Action::Rest | Action::Wait(_) => Ok(()),
+            Action::Prepare => self.prepare().await,
+            Action::Start { epoch, restarts } => self.start(epoch, restarts).await,
+            Action::Shutdown { grace_s } => self.shutdown(grace_s).await,
+            Action::Kill => self.kill().await,
+            Action::Remove => self.remove().await,
+        };
+        match result {
+            Ok(()) => self.local.fault = None,
+            Err(fault) => self.fail(&fault),
+        }
+    }
+
+    fn fail(&mut self, fault: &StepFault) {
+        let generation = self.local.generation();
+        let before = self.local.fault.as_ref().filter(|f| f.generation == generation);
+        let attempts = before.map_or(0, |f| f.attempts) + 1;
+        let retry_at = Fault::retry_at(self.now(), attempts);
+        warn!(vm = %self.uuid, generation, attempts, code = fault.code, message = %fault.message, "a step failed");
+        self.local.fault = Some(Fault {
+            generation,
+            code: fault.code.to_owned(),
+            message: fault.message.clone(),
+            retryable: fault.retryable,
+            attempts,
+            retry_at,
+        });
+    }
+
+    async fn prepare(&mut self) -> Result<(), StepFault> {
+        let spec = self.spec().ok_or_else(|| StepFault::lasting("bad_spec", "no spec"))?;
+        self.context.hypervisor.prepare(spec).await?;
+        self.local.prepared = Some(self.local.generation());
+        Ok(())
+    }
+
+    async fn start(&mut self, epoch: u64, restarts: u32) -> Result<(), StepFault> {
+        (self.local.epoch, self.local.restarts, self.local.died) = (epoch, restarts, None);
+        self.record.runtime = Runtime {
+            life: Life::Starting,
+            epoch,
+            restarts,
+            host_boot_id: self.context.boot_id.clone(),
+            ..Runtime::default()
+        };
+        self.save(Save::Runtime { durable: true }).await.map_err(|e| StepFault::os("write runtime.json", &e))?;
+        self.publish();
+        let hypervisor = self.context.hypervisor.clone();
+        let spec = self.spec().ok_or_else(|| StepFault::lasting("bad_spec", "no spec"))?;
+        match hypervisor.start(spec).await {
+            Ok(started) => {
+                info!(vm = %self.uuid, epoch, restarts, process = ?started.process, "started");
+                let runtime = &mut self.record.runtime;
+                (runtime.life, runtime.process, runtime.started_at) = (Life::On, started.process, Some(started.at));
+                self.local.machine = Machine::On { kill_at: None };
+                self.view = Some(started.view);
+                self.save_runtime(true).await;
+                self.look(true).await;
+                Ok(())
+            }
+            Err(fault) => {
+                self.record.runtime.life = Life::Off;
+                self.save_runtime(true).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn shutdown(&mut self, grace_s: u32) -> Result<(), StepFault> {
+        self.record.runtime.life = Life::Stopping;
+        self.save_runtime(true).await;
+        self.local.machine = Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into())) };
+        self.context.hypervisor.shutdown(self.uuid, grace_s).await;
+        Ok(())
+    }
+
+    async fn kill(&mut self) -> Result<(), StepFault> {
+        if self.record.runtime.life != Life::Stopping {
+            self.record.runtime.life = Life::Stopping;
+            self.save_runtime(true).await;
+        }
+        self.context.hypervisor.kill(self.uuid).await?;
+        self.off(clock::now(), "it was stopped".to_owned()).await;
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> Result<(), StepFault> {
+        self.context.hypervisor.remove(self.uuid).await?;
+        info!(vm = %self.uuid, "removed");
+        self.local.gone = true;
+        Ok(())
+    }
+
+    /// Writes the runtime; a failure is only logged, because the machine can be found without it.
+    async fn save_runtime(&mut self, durable: bool) {
+        if let Err(error) = self.save(Save::Runtime { durable }).await {
+            warn!(vm = %self.uuid, %error, "runtime.json cannot be written");
+        }
+    }
+
+    async fn save(&self, what: Save) -> io::Result<()> {
+        let write = move |records: &Records, record: &Record| match what {
+            Save::Desired => records.save_desired(record),
+            Save::Runtime { durable } => records.save_runtime(record, durable),
+        };
+        let records = self.context.hypervisor.records();
+        if records.layout() == Layout::Files {
+            return write(records, &self.record);
+        }
+        let (records, record) = (records.clone(), self.record.clone());
+        let written = tokio::task::spawn_blocking(move || write(&records, &record)).await;
+        written.unwrap_or_else(|e| Err(io::Error::other(e)))
+    }
+
+    fn publish(&self) {
+        let runtime = &self.record.runtime;
+        let phase = reconcile::phase(&self.local);
+        self.context.reports.publish(VmReport {
+            uuid: self.uuid,
+            generation: self.local.generation(),
+            outcome: reconcile::outcome(&self.local),
+            phase,
+            boot_epoch: self.local.epoch,
+            restarts: self.local.restarts,
+            agent: runtime.guest.agent,
+            boot_progress: runtime.guest.boot_progress.clone(),
+            boot_error: runtime.guest.boot_error.clone(),
+            shutdown_progress: runtime.guest.shutdown_progress.clone(),
+            started_at: runtime.started_at,
+            exited_at: runtime.exited_at,
+            exit_reason: runtime.exit_reason.clone(),
+            will_restart: reconcile::will_restart(&self.local),
+        });
+    }
+}
