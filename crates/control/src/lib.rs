@@ -1,1 +1,115 @@
+//! What a user may ask for (admission, placement, identity), what a node is told and says, and the loops that carry
+//! operations out. Surfaces call this crate and hold no rules of their own.
+//!
+//! The one rule: truth is in the store. What this crate keeps in memory (wake-ups, open streams, a settings copy) may
+//! vanish at any time without anything being lost.
 
+#![forbid(unsafe_code)]
+
+pub mod catalogue;
+pub mod clock;
+pub mod deploy;
+pub mod history;
+pub mod identity;
+pub mod logs;
+pub mod loops;
+pub mod nodes;
+pub mod placement;
+pub mod setup;
+pub mod streams;
+pub mod vms;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_engine::Deadlines;
+use holdfast_model::Timestamp;
+use holdfast_store::Store;
+use holdfast_trust::kms::Root;
+use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
+
+pub use clock::{Clock, SystemClock};
+pub use holdfast_store::audit::RequestInfo;
+pub use holdfast_store::tenancy::Principal;
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Absolute URL that clients reach the server at, without a trailing slash.
+    pub public_url: String,
+    /// vCPUs that may be placed per host thread.
+    pub vcpu_overcommit: f64,
+    /// GB of (thin) disk that may be placed per GB there is.
+    pub disk_overcommit: f64,
+    pub deadlines: Deadlines,
+    /// A node not heard of for this long is OFFLINE.
+    pub node_patience: Duration,
+    /// How long a log URL works.
+    pub log_url_lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            public_url: "http://127.0.0.1:8440".to_owned(),
+            vcpu_overcommit: 4.0,
+            disk_overcommit: 4.0,
+            deadlines: Deadlines::default(),
+            node_patience: Duration::from_secs(20),
+            log_url_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Keys of this installation, unwrapped. Each has one purpose.
+pub struct Keys {
+    pub root: Root,
+    pub(crate) cursor: Zeroizing<[u8; 32]>,
+    pub(crate) log_token: Zeroizing<[u8; 32]>,
+}
+
+/// The core that every surface and loop shares.
+#[derive(Clone)]
+pub struct Control {
+    pub store: Store,
+    pub settings: Arc<Settings>,
+    pub(crate) keys: Arc<Keys>,
+    pub streams: streams::Hub,
+    clock: Arc<dyn Clock>,
+    /// Rung when an operation is due.
+    pub(crate) work: Arc<Notify>,
+    /// Changes when desired state of any node did.
+    pub(crate) desired: Arc<watch::Sender<u64>>,
+}
+
+impl Control {
+    pub fn new(store: Store, keys: Keys, settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            store,
+            settings: Arc::new(settings),
+            keys: Arc::new(keys),
+            streams: streams::Hub::default(),
+            clock,
+            work: Arc::new(Notify::new()),
+            desired: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Patience with nodes in microseconds, as queries want it.
+    pub fn node_patience(&self) -> i64 {
+        i64::try_from(self.settings.node_patience.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) fn ring_work(&self) {
+        self.work.notify_one();
+    }
+
+    pub(crate) fn ring_desired(&self) {
+        self.desired.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}

@@ -1,0 +1,408 @@
+//! Deploying: provision (validate, hash, choose an app id) and commit (accept the create operation).
+//!
+//! The one rule: provision promises nothing but the hash and the ids. Whether there is room is decided again at commit,
+//! in the transaction that takes the room.
+
+use std::collections::BTreeSet;
+
+use holdfast_engine::ops;
+use holdfast_model::compose::{self, AppCompose};
+use holdfast_model::error::{Code, Error};
+use holdfast_model::hashid::{self, Prefix};
+use holdfast_model::operation::{Diff, FieldDiff, Value};
+use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
+use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::provisions::{self, Provision};
+use holdfast_store::vms::{self, NewVm, Vm};
+use holdfast_store::{Store, nodes};
+use holdfast_trust::{address, env};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::placement::{self, Ask, Policy};
+use crate::{Control, Principal, RequestInfo, catalogue};
+
+/// How long a provision waits for its commit.
+const PROVISION_LIFETIME: std::time::Duration = std::time::Duration::from_secs(14 * 24 * 3600);
+
+/// The name of this server's own key management service.
+pub const KMS_SLUG: &str = "holdfast";
+/// Internal key of that KMS, which has no row of its own.
+pub const KMS_KEY: i64 = 1;
+
+/// What a client asks to have deployed.
+#[derive(Debug, Clone, Default)]
+pub struct ProvisionRequest {
+    pub name: String,
+    pub compose_file: serde_json::Map<String, serde_json::Value>,
+    pub instance_type: Option<String>,
+    pub vcpu: Option<i64>,
+    pub memory_mb: Option<i64>,
+    pub disk_gb: Option<i64>,
+    pub image: Option<String>,
+    pub prefer_dev: bool,
+    /// Internal key of a node.
+    pub node_id: Option<i64>,
+    pub region: Option<String>,
+    pub listed: bool,
+    /// `phala` (this server's own), `ethereum`, `base`; any case.
+    pub kms: Option<String>,
+    pub kms_id: Option<String>,
+    pub app_id: Option<String>,
+    pub nonce: Option<i64>,
+    pub user_config: Option<String>,
+    pub gpus: bool,
+}
+
+/// What provisioning came to.
+#[derive(Debug, Clone)]
+pub struct Provisioned {
+    pub app_id: String,
+    pub compose_hash: String,
+    /// X25519 public key that env values are encrypted to, 64 hex digits.
+    pub env_public_key: String,
+    pub os_image_hash: Option<String>,
+    pub instance_type: Option<String>,
+    /// A node that has room now.
+    pub node_id: i64,
+}
+
+/// The second half of a deploy.
+#[derive(Debug, Clone, Default)]
+pub struct CommitRequest {
+    pub app_id: String,
+    pub compose_hash: String,
+    /// Hex of the ciphertext.
+    pub encrypted_env: Option<String>,
+    pub env_keys: Option<Vec<String>>,
+    pub kms_id: Option<String>,
+}
+
+/// What commit needs to know of the provision.
+#[derive(Debug, Serialize, Deserialize)]
+struct Wanted {
+    name: String,
+    instance_type: Option<String>,
+    vcpu: i64,
+    memory_mb: i64,
+    disk_gb: i64,
+    image: String,
+    node_id: Option<i64>,
+    region: Option<String>,
+    listed: bool,
+    user_config: Option<String>,
+}
+
+impl Control {
+    /// Validates, makes and keeps app-compose.json, and predicts the app's id and env key.
+    pub async fn provision(&self, who: &Principal, request: ProvisionRequest) -> Result<Provisioned, Error> {
+        check_name(&request.name)?;
+        check_kms(request.kms.as_deref(), request.kms_id.as_deref())?;
+        if request.gpus {
+            return Err(Error::new(Code::FeatureMissing, "gpus: this server has no GPUs to give."));
+        }
+        let content = compose::normalize(&request.compose_file, &request.name)?;
+        let compose_hash = compose::sha256_hex(&content);
+        let now = self.now();
+        let nodes = self.store.nodes().await?;
+        let image =
+            catalogue::image_choose(&catalogue::images(&nodes)?, request.image.as_deref(), request.prefer_dev)?;
+        let wanted = wanted(&request, &image.name)?;
+        let ports = compose_ports(&content)?.len();
+        let node = placement::choose(&nodes, &wanted.ask(ports), self.policy())?;
+        // An id of the caller's own may be that of an app that has the name already: then commit decides.
+        if let Some(holder) = self.store.name_holder(who.workspace_id, &request.name).await?
+            && request.app_id.as_deref().map(strip_app_id).as_deref() != Some(holder.as_str())
+        {
+            return Err(vms::name_taken(&request.name));
+        }
+
+        let mut tx = self.store.begin().await?;
+        let nonce = match request.nonce {
+            Some(nonce) if nonce >= 0 => nonce,
+            Some(_) => return Err(Error::field("body", "nonce", "greater_than_equal", "must not be negative")),
+            None => provisions::nonce_take(&mut tx, who.workspace_id).await?,
+        };
+        let app_id = predicted_app_id(&who.workspace_address, nonce)?;
+        if let Some(asked) = request.app_id.as_deref().map(strip_app_id)
+            && asked != app_id
+        {
+            let why = "is not the address that the workspace's address and the nonce give";
+            return Err(Error::field("body", "app_id", "value_error", why));
+        }
+        let env_public_key = self.env_public_key(&app_id)?;
+        provisions::app_compose_insert(&mut tx, who.workspace_id, &compose_hash, &content, now).await?;
+        let provision = Provision {
+            app_id: app_id.clone(),
+            nonce,
+            compose_hash: compose_hash.clone(),
+            request: serde_json::to_string(&wanted).map_err(Error::internal)?,
+        };
+        let expires_at = now.plus(PROVISION_LIFETIME);
+        provisions::provision_insert(&mut tx, who.workspace_id, &provision, now, expires_at).await?;
+        holdfast_store::commit(tx).await?;
+        Ok(Provisioned {
+            app_id,
+            compose_hash,
+            env_public_key,
+            os_image_hash: image.os_image_hash,
+            instance_type: wanted.instance_type,
+            node_id: node.id,
+        })
+    }
+
+    /// Accepts the create operation of a provisioned app. Repeating it returns the CVM that the first one made.
+    pub async fn commit(&self, who: &Principal, info: &RequestInfo, request: CommitRequest) -> Result<Vm, Error> {
+        check_kms(None, request.kms_id.as_deref())?;
+        let app_id = strip_app_id(&request.app_id);
+        let encrypted_env = request.encrypted_env.as_deref().filter(|t| !t.is_empty()).map(check_env).transpose()?;
+        let now = self.now();
+        let provision = self.store.provision(who.workspace_id, &app_id, &request.compose_hash, now).await?;
+        let mut tx = self.store.begin().await?;
+        let Some(provision) = provision else {
+            drop(tx);
+            return self.commit_without_provision(who, &app_id, &request.compose_hash).await;
+        };
+        let wanted: Wanted = serde_json::from_str(&provision.request).map_err(Error::internal)?;
+        let (app_row, owner) =
+            provisions::app_ensure(&mut tx, who.workspace_id, &app_id, provision.nonce, &wanted.name, now).await?;
+        if owner != who.workspace_id {
+            return Err(provision_missing());
+        }
+        if let Some((vm_id, compose_hash)) = vms::vm_of_app(&mut tx, app_row).await? {
+            if compose_hash != request.compose_hash {
+                return Err(app_conflict());
+            }
+            return Store::vm_in(&mut tx, vm_id).await;
+        }
+
+        let content = self.store.app_compose(who.workspace_id, &provision.compose_hash).await?;
+        let content = content.ok_or_else(provision_missing)?;
+        let published = compose_ports(&content)?;
+        let candidates = nodes::nodes_for_placement(&mut tx).await?;
+        let node = placement::choose(&candidates, &wanted.ask(published.len()), self.policy())?;
+        let taken = vms::ports_taken(&mut tx, node.id).await?;
+        let seed = u64::from_le_bytes(holdfast_trust::random::<8>().map_err(Error::internal)?);
+        let host_ports = placement::ports_choose(node, &taken, published.len(), seed)?;
+        let ports = published.iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
+            protocol: "tcp".to_owned(),
+            host_address: node.publish_address.clone(),
+            host_port,
+            vm_port: *vm_port,
+        });
+        let allowed = AppCompose::parse(&content)?.allowed_envs;
+        let os_image_hash = node.images()?.into_iter().find(|i| i.name == wanted.image).and_then(|i| i.os_image_hash);
+        let new = NewVm {
+            uuid: Uuid::new_v4().to_string(),
+            app_row,
+            node_id: node.id,
+            name: wanted.name,
+            instance_id: instance_id(&app_id)?,
+            instance_type: wanted.instance_type,
+            vcpu: wanted.vcpu,
+            memory_mb: wanted.memory_mb,
+            disk_gb: wanted.disk_gb,
+            image: wanted.image,
+            os_image_hash,
+            compose_hash: provision.compose_hash,
+            env_names: if encrypted_env.is_some() { request.env_keys.unwrap_or(allowed) } else { Vec::new() },
+            encrypted_env,
+            user_config: wanted.user_config,
+            listed: wanted.listed,
+            restart_policy: RestartPolicy::default(),
+            ports: ports.collect(),
+        };
+        let vm_id = vms::vm_insert(&mut tx, who, &new, VmStatus::Creating, now).await?;
+        let submit = VmSubmit {
+            plan: &ops::VM_CREATE,
+            vm_id,
+            vm_uuid: &new.uuid,
+            vm_name: &new.name,
+            compose_hash: &new.compose_hash,
+            status_before: VmStatus::Creating,
+            request: serde_json::json!({ "app_id": app_id, "compose_hash": new.compose_hash }),
+            diff: create_diff(&new),
+            touches: vec![
+                Touch { kind: "app", id: app_row, role: "parent" },
+                Touch { kind: "node", id: node.id, role: "placed_on" },
+            ],
+            status_code: 200,
+        };
+        vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        let vm = Store::vm_in(&mut tx, vm_id).await?;
+        holdfast_store::commit(tx).await?;
+        self.ring_work();
+        Ok(vm)
+    }
+
+    /// A commit that is repeated long after its provision expired still finds its CVM.
+    async fn commit_without_provision(&self, who: &Principal, app_id: &str, compose_hash: &str) -> Result<Vm, Error> {
+        let living = self.store.vms_by(who.workspace_id, vms::By::AppId(app_id)).await?;
+        match living.into_iter().next() {
+            Some(vm) if vm.compose_hash == compose_hash => Ok(vm),
+            Some(_) => Err(app_conflict()),
+            None => Err(provision_missing()),
+        }
+    }
+
+    /// The public half of an app's env key, 64 hex digits.
+    pub fn env_public_key(&self, app_id: &str) -> Result<String, Error> {
+        Ok(hex::encode(self.keys.root.env_key(&app_id_bytes(app_id)?).public))
+    }
+
+    pub fn policy(&self) -> Policy {
+        Policy {
+            vcpu_overcommit: self.settings.vcpu_overcommit,
+            disk_overcommit: self.settings.disk_overcommit,
+            now: self.now(),
+            patience: self.node_patience(),
+        }
+    }
+}
+
+impl Wanted {
+    fn ask(&self, ports: usize) -> Ask<'_> {
+        Ask {
+            vcpu: self.vcpu,
+            memory_mb: self.memory_mb,
+            disk_gb: self.disk_gb,
+            image: &self.image,
+            region: self.region.as_deref(),
+            node_id: self.node_id,
+            ports,
+        }
+    }
+}
+
+/// The size that was asked for: a type by name, numbers, or a type with some numbers changed.
+fn wanted(request: &ProvisionRequest, image: &str) -> Result<Wanted, Error> {
+    let numbers_only = request.instance_type.is_none() && (request.vcpu.is_some() || request.memory_mb.is_some());
+    let base = catalogue::instance_type(request.instance_type.as_deref().unwrap_or("tdx.small"))?;
+    let vcpu = request.vcpu.unwrap_or(base.vcpu);
+    let memory_mb = request.memory_mb.unwrap_or(base.memory_mb);
+    let disk_gb = request.disk_gb.unwrap_or(base.disk_gb);
+    for (field, value, least) in [("vcpu", vcpu, 1), ("memory", memory_mb, 512), ("disk_size", disk_gb, 1)] {
+        if value < least {
+            return Err(Error::field("body", field, "greater_than_equal", format!("must be at least {least}")));
+        }
+    }
+    Ok(Wanted {
+        name: request.name.clone(),
+        instance_type: (!numbers_only).then(|| base.id.to_owned()),
+        vcpu,
+        memory_mb,
+        disk_gb,
+        image: image.to_owned(),
+        node_id: request.node_id,
+        region: request.region.clone(),
+        listed: request.listed,
+        user_config: request.user_config.clone(),
+    })
+}
+
+/// `^[a-zA-Z](?!.*--)([a-zA-Z0-9-]*[a-zA-Z0-9])?$`, 5 to 63 characters.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
+    let last = name.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric());
+    if letters && first && last && !name.contains("--") && (5..=63).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Error {
+        code: Code::NameInvalid,
+        ..Error::field("body", "name", "string_pattern_mismatch", Code::NameInvalid.hint())
+    })
+}
+
+fn check_kms(kind: Option<&str>, id: Option<&str>) -> Result<(), Error> {
+    if let Some(kind) = kind
+        && !kind.eq_ignore_ascii_case("phala")
+    {
+        return Err(Error::new(Code::KmsNotFound, format!("kms: there is no \"{kind}\" KMS here; use \"phala\".")));
+    }
+    match id {
+        Some(id) if id != KMS_SLUG && hashid::decode(Prefix::Kms, id) != Some(KMS_KEY) => {
+            Err(Error::new(Code::KmsNotFound, "kms_id: there is no such KMS."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ciphertext that could be an env: hex, within the guest's limit, at least key, nonce and tag.
+fn check_env(text: &str) -> Result<String, Error> {
+    let fail = |why: &str| Error::field("body", "encrypted_env", "value_error", why);
+    let text = text.strip_prefix("0x").unwrap_or(text).to_ascii_lowercase();
+    let bytes = hex::decode(&text).map_err(|_| fail("must be hexadecimal"))?;
+    match bytes.len() {
+        0..60 => Err(fail("is too short to be an encrypted env")),
+        n if n > env::MAX_BLOB => Err(fail("is larger than 256 KiB")),
+        _ => Ok(text),
+    }
+}
+
+/// Ports on the VM that the compose file publishes.
+fn compose_ports(content: &str) -> Result<BTreeSet<u16>, Error> {
+    let app = AppCompose::parse(content)?;
+    match app.docker_compose_file {
+        Some(yaml) if app.runner == "docker-compose" => {
+            Ok(compose::published_ports(&yaml)?.into_iter().map(|p| p.vm_port).collect())
+        }
+        _ => Ok(BTreeSet::new()),
+    }
+}
+
+fn create_diff(new: &NewVm) -> Diff {
+    let mut diff = Diff::new();
+    let mut put = |field: &str, value: Value| {
+        diff.insert(field.to_owned(), FieldDiff { from: None, to: Some(value) });
+    };
+    put("status", "running".into());
+    put("name", new.name.as_str().into());
+    put("vcpu", new.vcpu.into());
+    put("memory_mb", new.memory_mb.into());
+    put("disk_gb", new.disk_gb.into());
+    put("image", new.image.as_str().into());
+    put("compose_hash", new.compose_hash.as_str().into());
+    if !new.env_names.is_empty() {
+        // Names only: values are nobody's business but the guest's.
+        put("env", new.env_names.clone().into());
+    }
+    if !new.ports.is_empty() {
+        put("ports", new.ports.iter().map(|p| format!("{}:{}", p.host_port, p.vm_port)).collect::<Vec<_>>().into());
+    }
+    diff
+}
+
+/// sha256(seed || app id), cut to 20 bytes, as dstack makes it.
+fn instance_id(app_id: &str) -> Result<String, Error> {
+    let seed = holdfast_trust::random::<20>().map_err(Error::internal)?;
+    let digest = Sha256::new().chain_update(seed).chain_update(app_id_bytes(app_id)?).finalize();
+    Ok(hex::encode(&digest[..20]))
+}
+
+fn predicted_app_id(workspace_address: &str, nonce: i64) -> Result<String, Error> {
+    Ok(address::app_id(&app_id_bytes(workspace_address)?, nonce.unsigned_abs()))
+}
+
+/// 20 bytes in 40 hex digits.
+pub(crate) fn app_id_bytes(text: &str) -> Result<[u8; 20], Error> {
+    let mut bytes = [0; 20];
+    hex::decode_to_slice(text, &mut bytes).map_err(Error::internal)?;
+    Ok(bytes)
+}
+
+/// `app_<hex>` and `0x<hex>` in any case are the bare lower-case hex.
+pub fn strip_app_id(text: &str) -> String {
+    let text = text.to_ascii_lowercase();
+    let text = text.strip_prefix("app_").unwrap_or(&text);
+    text.strip_prefix("0x").unwrap_or(text).to_owned()
+}
+
+fn provision_missing() -> Error {
+    Error::new(Code::ProvisionMissing, "Provision data not found.")
+}
+
+fn app_conflict() -> Error {
+    Error::new(Code::AppConflict, "This app is active already with another configuration.")
+}

@@ -1,0 +1,222 @@
+//! Streams to nodes: logs and container lists travel over the one socket that each node keeps open.
+//!
+//! The one rule: a slow reader costs its own stream only. A node sends no more data than the reader has given credit
+//! for; one that does is cut off, so memory per stream is bounded by the window.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::guest::{Container, LogOptions};
+use holdfast_model::node::{LogSource, STREAM_WINDOW, StreamError, StreamReply, StreamRequest};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// A node answers a question within this time, or counts as silent.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Requests that may wait for a node's socket.
+const QUEUE: usize = 64;
+
+/// The sockets of all nodes that are connected to this process.
+#[derive(Clone, Default)]
+pub struct Hub {
+    nodes: Arc<Mutex<HashMap<i64, Arc<NodeSocket>>>>,
+    next_id: Arc<AtomicU64>,
+}
+
+struct NodeSocket {
+    requests: mpsc::Sender<StreamRequest>,
+    streams: Mutex<HashMap<u64, Stream>>,
+}
+
+enum Stream {
+    Logs { chunks: mpsc::UnboundedSender<Result<Chunk, StreamError>>, outstanding: Arc<AtomicU64> },
+    Containers(oneshot::Sender<Result<Vec<Container>, StreamError>>),
+}
+
+/// A piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// 1 stdout, 2 stderr.
+    pub channel: u8,
+    pub data: Bytes,
+}
+
+/// One node's socket as the surface that holds it sees it. Dropping it ends all of its streams.
+pub struct Attachment {
+    hub: Hub,
+    node: i64,
+    socket: Arc<NodeSocket>,
+    requests: mpsc::Receiver<StreamRequest>,
+}
+
+impl Hub {
+    /// A node connected. The newest socket of a node is the one in use.
+    pub fn attach(&self, node: i64) -> Attachment {
+        let (sender, requests) = mpsc::channel(QUEUE);
+        let socket = Arc::new(NodeSocket { requests: sender, streams: Mutex::default() });
+        lock(&self.nodes).insert(node, socket.clone());
+        Attachment { hub: self.clone(), node, socket, requests }
+    }
+
+    fn socket(&self, node: i64) -> Result<Arc<NodeSocket>, Error> {
+        lock(&self.nodes)
+            .get(&node)
+            .cloned()
+            .ok_or_else(|| Error::new(Code::NodeUnreachable, "The CVM's node is not connected."))
+    }
+
+    /// Containers of a VM, as its guest agent sees them now.
+    pub async fn containers(&self, node: i64, vm: Uuid) -> Result<Vec<Container>, Error> {
+        let socket = self.socket(node)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        lock(&socket.streams).insert(id, Stream::Containers(sender));
+        let asked = tokio::time::timeout(ANSWER_TIME, async {
+            socket.requests.send(StreamRequest::Containers { id, vm }).await.ok()?;
+            answer.await.ok()
+        })
+        .await;
+        lock(&socket.streams).remove(&id);
+        match asked {
+            Ok(Some(Ok(containers))) => Ok(containers),
+            Ok(Some(Err(error))) => Err(stream_error(&error)),
+            Ok(None) => Err(Error::new(Code::NodeUnreachable, "The CVM's node went away.")),
+            Err(_) => Err(Error::new(Code::AgentSilent, "The CVM did not answer in time.")),
+        }
+    }
+
+    /// A log of a VM. The stream ends when the log does, or never with `follow`; dropping it tells the node.
+    pub async fn logs(&self, node: i64, vm: Uuid, source: LogSource, options: LogOptions) -> Result<LogStream, Error> {
+        let socket = self.socket(node)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        // Unbounded in type; bounded by the credit that `outstanding` counts.
+        let (sender, chunks) = mpsc::unbounded_channel();
+        let outstanding = Arc::new(AtomicU64::new(0));
+        lock(&socket.streams).insert(id, Stream::Logs { chunks: sender, outstanding: outstanding.clone() });
+        let stream = LogStream { id, socket: socket.clone(), chunks, outstanding };
+        let request = StreamRequest::Logs { id, vm, source, options };
+        match tokio::time::timeout(ANSWER_TIME, socket.requests.send(request)).await {
+            Ok(Ok(())) => Ok(stream),
+            _ => Err(Error::new(Code::NodeUnreachable, "The CVM's node went away.")),
+        }
+    }
+}
+
+impl Attachment {
+    /// The next request to send to the node.
+    pub async fn next_request(&mut self) -> Option<StreamRequest> {
+        self.requests.recv().await
+    }
+
+    /// A text frame from the node.
+    pub fn reply(&self, reply: StreamReply) {
+        match reply {
+            StreamReply::Containers { id, containers } => {
+                if let Some(Stream::Containers(sender)) = lock(&self.socket.streams).remove(&id) {
+                    // Nobody may be waiting any more.
+                    let _ = sender.send(Ok(containers));
+                }
+            }
+            StreamReply::End { id, error } => match lock(&self.socket.streams).remove(&id) {
+                Some(Stream::Logs { chunks, .. }) => {
+                    if let Some(error) = error {
+                        let _ = chunks.send(Err(error));
+                    }
+                }
+                Some(Stream::Containers(sender)) => {
+                    let error = error.unwrap_or(StreamError { code: "internal".into(), message: "no answer".into() });
+                    let _ = sender.send(Err(error));
+                }
+                None => {}
+            },
+        }
+    }
+
+    /// A binary frame from the node: 8 bytes id, 1 byte channel, data. False when it is none.
+    pub fn data(&self, mut frame: Bytes) -> bool {
+        if frame.len() < 9 {
+            return false;
+        }
+        let head = frame.split_to(9);
+        let mut id = [0; 8];
+        id.copy_from_slice(&head[..8]);
+        let id = u64::from_be_bytes(id);
+        let mut streams = lock(&self.socket.streams);
+        let Some(Stream::Logs { chunks, outstanding }) = streams.get(&id) else { return true };
+        let held = outstanding.fetch_add(frame.len() as u64, Ordering::AcqRel) + frame.len() as u64;
+        let sent = chunks.send(Ok(Chunk { channel: head[8], data: frame }));
+        if held > 2 * STREAM_WINDOW || sent.is_err() {
+            streams.remove(&id);
+        }
+        true
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut nodes = lock(&self.hub.nodes);
+        if nodes.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.socket)) {
+            nodes.remove(&self.node);
+        }
+        drop(nodes);
+        lock(&self.socket.streams).clear();
+    }
+}
+
+/// A log on its way to a reader.
+pub struct LogStream {
+    id: u64,
+    socket: Arc<NodeSocket>,
+    chunks: mpsc::UnboundedReceiver<Result<Chunk, StreamError>>,
+    outstanding: Arc<AtomicU64>,
+}
+
+impl LogStream {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Chunk, Error>> {
+        match self.chunks.recv().await? {
+            Ok(chunk) => {
+                let bytes = chunk.data.len() as u64;
+                self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
+                let credit = StreamRequest::Credit { id: self.id, bytes };
+                // A node that is gone needs no credit.
+                let _ = self.socket.requests.send(credit).await;
+                Some(Ok(chunk))
+            }
+            Err(error) => Some(Err(stream_error(&error))),
+        }
+    }
+}
+
+impl Drop for LogStream {
+    fn drop(&mut self) {
+        if lock(&self.socket.streams).remove(&self.id).is_some() {
+            let (requests, id) = (self.socket.requests.clone(), self.id);
+            if requests.try_send(StreamRequest::Close { id }).is_err()
+                && let Ok(runtime) = tokio::runtime::Handle::try_current()
+            {
+                runtime.spawn(async move { requests.send(StreamRequest::Close { id }).await });
+            }
+        }
+    }
+}
+
+/// What a node says of a stream, in the words of the surfaces. Its message may hold host paths and goes to the log only.
+fn stream_error(error: &StreamError) -> Error {
+    let (code, message) = match error.code.as_str() {
+        "no_such_container" => (Code::ContainerNotFound, "There is no such container."),
+        "not_running" => (Code::WrongState, "The CVM is not running."),
+        "agent_silent" => (Code::AgentSilent, "The CVM's guest agent does not answer."),
+        "no_such_vm" => (Code::NodeUnreachable, "The node does not have this CVM yet."),
+        _ => (Code::AgentSilent, "The log cannot be read right now."),
+    };
+    Error::new(code, message).with_internal(format!("{}: {}", error.code, error.message))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,151 @@
+//! CVMs: finding them, and asking for changes of their power state or their end.
+
+use holdfast_engine::{Plan, ops};
+use holdfast_model::error::{Code, Error};
+use holdfast_model::hashid::{self, Prefix};
+use holdfast_model::operation::{Diff, FieldDiff, Value};
+use holdfast_model::vm::VmStatus;
+use holdfast_store::Store;
+use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::vms::{By, Vm};
+use uuid::Uuid;
+
+use crate::{Control, Principal, RequestInfo};
+
+/// Reads an id in any of the forms that clients send. `None` for one that can name nothing.
+fn parse_id(text: &str) -> Vec<By<'_>> {
+    let is_hex40 = |t: &str| t.len() == 40 && t.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if let Some(rest) = text.strip_prefix("app_") {
+        return if is_hex40(rest) { vec![By::AppId(rest)] } else { Vec::new() };
+    }
+    if let Some(rest) = text.strip_prefix("instance_") {
+        return if is_hex40(rest) { vec![By::InstanceId(rest)] } else { Vec::new() };
+    }
+    if text.starts_with(Prefix::Cvm.as_str()) {
+        return hashid::decode(Prefix::Cvm, text).map(By::Key).into_iter().collect();
+    }
+    if let Ok(key) = text.parse::<i64>() {
+        return vec![By::Key(key)];
+    }
+    if is_hex40(text) {
+        return vec![By::AppId(text), By::InstanceId(text), By::Name(text)];
+    }
+    vec![By::Name(text)]
+}
+
+impl Control {
+    /// The CVM that `id` names in the caller's workspace, also one that was deleted (by its own id, not by name).
+    /// What belongs to another workspace is not found, as if it did not exist.
+    pub async fn vm_find_any(&self, who: &Principal, id: &str) -> Result<Vm, Error> {
+        let uuid = Uuid::try_parse(id).ok().filter(|_| id.len() == 32 || id.len() == 36).map(|u| u.to_string());
+        let forms = match &uuid {
+            Some(uuid) => vec![By::Uuid(uuid)],
+            None => parse_id(id),
+        };
+        for by in forms {
+            let by_name = matches!(by, By::Name(_));
+            let mut found = self.store.vms_by(who.workspace_id, by).await?;
+            match (found.pop(), found.is_empty()) {
+                (Some(vm), true) => return Ok(vm),
+                (Some(_), false) if by_name => {
+                    return Err(Error::new(Code::NameAmbiguous, format!("Several CVMs are named \"{id}\".")));
+                }
+                (Some(_), false) => {
+                    return Err(Error::new(Code::IdAmbiguous, format!("\"{id}\" names several CVMs.")));
+                }
+                (None, _) => {}
+            }
+        }
+        Err(not_found())
+    }
+
+    /// The same, only while it lives.
+    pub async fn vm_find(&self, who: &Principal, id: &str) -> Result<Vm, Error> {
+        let vm = self.vm_find_any(who, id).await?;
+        if vm.deleted_at.is_some() { Err(not_found()) } else { Ok(vm) }
+    }
+
+    pub async fn vm_power_on(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+        let allowed = [VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
+        self.vm_submit(who, info, id, &ops::VM_POWER_ON, &allowed).await
+    }
+
+    pub async fn vm_power_off(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+        let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
+        self.vm_submit(who, info, id, &ops::VM_POWER_OFF, &allowed).await
+    }
+
+    pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+        let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
+        self.vm_submit(who, info, id, &ops::VM_RESTART, &allowed).await
+    }
+
+    pub async fn vm_delete(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+        let never = [VmStatus::Deleted];
+        let allowed: Vec<_> = VmStatus::ALL.into_iter().filter(|s| !never.contains(s)).collect();
+        self.vm_submit(who, info, id, &ops::VM_DELETE, &allowed).await
+    }
+
+    /// Accepts an operation on a CVM that exists. Returns the CVM as it is from now on.
+    async fn vm_submit(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        id: &str,
+        plan: &'static Plan,
+        allowed: &[VmStatus],
+    ) -> Result<Vm, Error> {
+        let vm_id = self.vm_find(who, id).await?.id;
+        let now = self.now();
+        let mut tx = self.store.begin().await?;
+        let vm = Store::vm_in(&mut tx, vm_id).await?;
+        if vm.deleted_at.is_some() {
+            return Err(not_found());
+        }
+        let status = vm.status()?;
+        if vm.in_progress() {
+            let running = vm.operation_type.as_deref().unwrap_or("operation");
+            return Err(Error::new(Code::Busy, format!("A {running} of \"{}\" is running.", vm.name)));
+        }
+        if !allowed.contains(&status) {
+            let words: Vec<_> = allowed.iter().map(|s| s.as_str()).collect();
+            let message = format!(
+                "\"{}\" is {}; {} needs it to be {}.",
+                vm.name,
+                status.as_str(),
+                plan.name.replace('_', " "),
+                words.join(" or ")
+            );
+            return Err(Error::new(Code::WrongState, message));
+        }
+        let submit = VmSubmit {
+            plan,
+            vm_id,
+            vm_uuid: &vm.uuid,
+            vm_name: &vm.name,
+            compose_hash: &vm.compose_hash,
+            status_before: status,
+            request: serde_json::json!({}),
+            diff: status_diff(status, plan.target),
+            touches: vec![Touch { kind: "node", id: vm.node_id, role: "placed_on" }],
+            status_code: if plan.target == VmStatus::Deleted { 204 } else { 200 },
+        };
+        vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        let vm = Store::vm_in(&mut tx, vm_id).await?;
+        holdfast_store::commit(tx).await?;
+        self.ring_work();
+        Ok(vm)
+    }
+}
+
+fn status_diff(from: VmStatus, to: VmStatus) -> Diff {
+    if from == to {
+        return Diff::new();
+    }
+    let entry = FieldDiff { from: Some(Value::from(from.as_str())), to: Some(Value::from(to.as_str())) };
+    Diff::from([("status".to_owned(), entry)])
+}
+
+pub(crate) fn not_found() -> Error {
+    Error::new(Code::CvmNotFound, "The requested CVM was not found.")
+}
