@@ -1,1 +1,77 @@
+//! The HTTP surfaces: one core, thin views.
+//!
+//! A surface parses, authorizes, calls the core and renders; it holds no rules. The one rule here: a handler gets its
+//! caller from an extractor, so one that forgets to ask who is calling has no workspace to act in.
+//!
+//! | path | module | contract |
+//! |---|---|---|
+//! | `/api/v1/*` | [`phala`] | Phala Cloud API |
+//! | `/v1/*` | [`nirvana`] | Nirvana Labs API |
+//! | `/holdfast/v1/*` | [`holdfast`] | ours |
+//! | `/node/v1/*` | [`node`] | nodes dial in here |
 
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod holdfast;
+pub mod nirvana;
+pub mod node;
+pub mod phala;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::get;
+use holdfast_control::Control;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+/// Largest request body of the public surfaces, in bytes: a compose file and an encrypted env in hex, with room.
+pub const BODY_LIMIT: usize = 2 * 1024 * 1024;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct App {
+    pub control: Control,
+    /// True when `/readyz` waits for a node of its own.
+    pub needs_node: bool,
+}
+
+/// The OpenAPI document of each surface, by the name it is served under.
+pub fn documents() -> [(&'static str, OpenApi); 3] {
+    [
+        ("phala", phala::routes().into_openapi()),
+        ("nirvana", nirvana::routes().into_openapi()),
+        ("holdfast", holdfast::routes().into_openapi()),
+    ]
+}
+
+/// Everything this server answers.
+pub fn router(app: App) -> Router {
+    let public = |routes: OpenApiRouter<App>, shape: error::Shape| {
+        let router: Router<App> = routes.into();
+        router
+            .layer(DefaultBodyLimit::max(BODY_LIMIT))
+            .layer(CatchPanicLayer::custom(error::panicked))
+            .layer(axum::middleware::from_fn_with_state(shape, error::render))
+    };
+    let mut router = Router::new()
+        .merge(public(phala::routes(), error::Shape::Phala))
+        .merge(public(nirvana::routes(), error::Shape::Nirvana))
+        .merge(public(holdfast::routes(), error::Shape::Holdfast))
+        .merge(node::routes().layer(axum::middleware::from_fn_with_state(error::Shape::Holdfast, error::render)))
+        .merge(health::routes());
+    for (name, document) in documents() {
+        let text = document.to_json().unwrap_or_default();
+        let body = move || async move { ([("content-type", "application/json")], text) };
+        router = router.route(&format!("/openapi/{name}.json"), get(body));
+    }
+    router
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(axum::middleware::from_fn(error::render_by_path))
+        .layer(axum::middleware::from_fn(extract::request_id))
+        .with_state(app)
+}

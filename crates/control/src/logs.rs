@@ -5,7 +5,6 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
-use holdfast_store::Store;
 use holdfast_store::vms::Vm;
 use holdfast_trust::token;
 
@@ -44,8 +43,7 @@ impl Control {
         if Timestamp(number(8)) <= self.now() {
             return Err(invalid());
         }
-        let mut tx = self.store.begin().await?;
-        let vm = Store::vm_in(&mut tx, number(0)).await?;
-        if vm.uuid != uuid { Err(invalid()) } else { Ok(vm) }
+        let vm = self.store.vm(number(0)).await?;
+        vm.filter(|vm| vm.uuid == uuid && vm.deleted_at.is_none()).ok_or_else(invalid)
     }
 }

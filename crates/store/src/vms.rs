@@ -161,6 +161,13 @@ impl Store {
         query.build_query_as().fetch_all(self.read()).await.map_err(fault)
     }
 
+    /// The CVM with this internal key, whatever workspace it is in. For callers that checked permission otherwise.
+    pub async fn vm(&self, id: i64) -> Result<Option<Vm>, Error> {
+        let mut query = QueryBuilder::new(VMS);
+        query.push("WHERE v.id = ").push_bind(id);
+        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+    }
+
     /// Living CVMs, newest first.
     pub async fn vms(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<Vec<Vm>, Error> {
         let mut query = QueryBuilder::new(VMS);

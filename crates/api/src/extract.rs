@@ -1,0 +1,299 @@
+//! What handlers are given: the caller, the request's facts, its parameters and its body.
+//!
+//! The one rule: whatever a client can get wrong is refused here with the place of the mistake, so that handlers see
+//! only what is well formed.
+
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use holdfast_control::{Principal, RequestInfo};
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Detail, Error};
+use serde::de::DeserializeOwned;
+
+use crate::App;
+use crate::error::Failure;
+
+/// Names a request in answers and in the log.
+#[derive(Debug, Clone, Default)]
+pub struct RequestId(pub String);
+
+/// Gives every request an id: the client's own `X-Request-ID` when it is a decent one.
+pub async fn request_id(mut request: Request, next: Next) -> Response {
+    let decent = |text: &str| {
+        (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let sent = header(request.headers(), "x-request-id").filter(|text| decent(text)).map(str::to_owned);
+    let id = sent.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+/// A permission, as a type in a handler's signature.
+pub trait Permission: Send + Sync + 'static {
+    /// Name in documents and in the engine's plans.
+    const NAME: &'static str;
+
+    fn check(who: &Principal) -> Result<(), Error>;
+}
+
+/// To see what the workspace has.
+#[derive(Debug)]
+pub struct Read;
+
+impl Permission for Read {
+    const NAME: &'static str = "read";
+
+    fn check(_: &Principal) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// To make, change and delete CVMs.
+#[derive(Debug)]
+pub struct WriteVms;
+
+impl Permission for WriteVms {
+    const NAME: &'static str = "vms.write";
+
+    fn check(who: &Principal) -> Result<(), Error> {
+        if matches!(who.member_role.as_str(), "owner" | "admin" | "member") {
+            return Ok(());
+        }
+        Err(Error::new(Code::Forbidden, "Your role in this workspace can only read."))
+    }
+}
+
+/// To see and run the whole installation.
+#[derive(Debug)]
+pub struct Admin;
+
+impl Permission for Admin {
+    const NAME: &'static str = "admin";
+
+    fn check(who: &Principal) -> Result<(), Error> {
+        holdfast_control::identity::require_admin(who)
+    }
+}
+
+/// Whoever sent the request, known to have permission `P`.
+#[derive(Debug)]
+pub struct Caller<P = Read> {
+    pub who: Principal,
+    permission: PhantomData<P>,
+}
+
+impl<P: Permission> FromRequestParts<App> for Caller<P> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
+        let bearer = header(&parts.headers, "authorization").and_then(|text| {
+            let (scheme, token) = text.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        let key = header(&parts.headers, "x-api-key").or(bearer).filter(|key| !key.is_empty());
+        let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
+        let who = app.control.authenticate(key).await?;
+        P::check(&who)?;
+        Ok(Self { who, permission: PhantomData })
+    }
+}
+
+/// A header as text, if it is text.
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What the audit row says of the request.
+#[derive(Debug)]
+pub struct Info(pub RequestInfo);
+
+impl FromRequestParts<App> for Info {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Failure> {
+        let trace_id = header(&parts.headers, "traceparent")
+            .and_then(|text| text.split('-').nth(1))
+            .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+            .map(str::to_owned);
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        Ok(Self(RequestInfo {
+            request_id: parts.extensions.get::<RequestId>().cloned().unwrap_or_default().0,
+            trace_id,
+            client_address: address.map(|ConnectInfo(address)| address.ip().to_string()),
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+        }))
+    }
+}
+
+/// The query string, taken apart. Unknown parameters are ignored, as the clients expect.
+#[derive(Debug)]
+pub struct Params(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let query = parts.uri.query().unwrap_or_default();
+        Ok(Self(url::form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
+    }
+}
+
+impl Params {
+    /// The last value of a parameter; an empty one counts as absent.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().rev().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Every value of a parameter, repeated, joined by commas, or both.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let values = self.0.iter().filter(|(key, _)| key == name || key.strip_suffix("[]") == Some(name));
+        values.flat_map(|(_, v)| v.split(',')).filter(|v| !v.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// A switch: `?follow`, `?follow=true`, `?follow=1`.
+    pub fn flag(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, value)| key == name && !matches!(value.as_str(), "false" | "0"))
+    }
+
+    /// A whole number within bounds, both included.
+    pub fn integer(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let number = i64::from_str(text)
+            .map_err(|_| Error::field("query", name, "int_parsing", "must be a whole number"))?;
+        if number < least {
+            return Err(Error::field("query", name, "greater_than_equal", format!("must be at least {least}")));
+        }
+        if number > most {
+            return Err(Error::field("query", name, "less_than_equal", format!("must be at most {most}")));
+        }
+        Ok(Some(number))
+    }
+
+    /// A point in time in RFC 3339.
+    pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        // A plus sign that was not escaped arrives as a space.
+        let time = Timestamp::parse(text).or_else(|| Timestamp::parse(&text.replace(' ', "+")));
+        time.map(Some).ok_or_else(|| {
+            Error::field("query", name, "datetime_from_date_parsing", "must be a date and time, like 2026-01-31T12:00:00Z")
+        })
+    }
+
+    /// One of a set of words.
+    pub fn word<T>(&self, name: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        parse(text).map(Some).ok_or_else(|| Error::field("query", name, "enum", "is not one of the known words"))
+    }
+}
+
+/// A JSON body. Clients send content types of all sorts, so only the bytes decide.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
+            let status = axum::response::IntoResponse::into_response(rejection).status();
+            if status == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
+                let limit = crate::BODY_LIMIT;
+                Error::new(Code::BodyTooLarge, format!("The body is larger than {limit} bytes."))
+            } else {
+                Error::new(Code::InvalidRequest, "The body did not arrive whole.")
+            }
+        })?;
+        parse_body(&bytes).map(Self).map_err(Failure)
+    }
+}
+
+/// Parses JSON and says where it is wrong.
+fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        let (kind, message) = match cause.classify() {
+            serde_json::error::Category::Data => {
+                let text = cause.to_string();
+                let kind = if text.starts_with("missing field") { "missing" } else { "value_error" };
+                (kind, text.split(" at line ").next().unwrap_or_default().to_owned())
+            }
+            _ => ("json_invalid", format!("invalid JSON: {cause}")),
+        };
+        let fields = path.split('.').filter(|part| *part != "." && !part.is_empty() && *part != "?");
+        let mut loc: Vec<String> = ["body"].into_iter().chain(fields).map(str::to_owned).collect();
+        if kind == "missing"
+            && let Some(name) = message.split('`').nth(1)
+        {
+            loc.push(name.to_owned());
+        }
+        Error {
+            details: vec![Detail { loc, message: message.clone(), kind: kind.to_owned() }],
+            ..Error::new(Code::InvalidRequest, message)
+        }
+    })?;
+    reader.end().map_err(|e| Error::field("body", "", "json_invalid", format!("invalid JSON: {e}")))?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[allow(dead_code)]
+    struct Sample {
+        name: String,
+        inner: Option<Inner>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[allow(dead_code)]
+    struct Inner {
+        vcpu: u32,
+    }
+
+    #[test]
+    fn a_wrong_body_says_where() {
+        let loc = |text: &str| {
+            let error = parse_body::<Sample>(text.as_bytes()).expect_err(text);
+            (error.details[0].loc.join("."), error.details[0].kind.clone())
+        };
+        assert_eq!(loc(r#"{"inner":null}"#), ("body.name".into(), "missing".into()));
+        assert_eq!(loc(r#"{"name":"a","inner":{"vcpu":"x"}}"#), ("body.inner.vcpu".into(), "value_error".into()));
+        assert_eq!(loc("{").1, "json_invalid");
+        assert_eq!(loc("").1, "json_invalid");
+        assert_eq!(loc("{\"name\":\"a\"} x").1, "json_invalid");
+    }
+
+    #[test]
+    fn parameters() {
+        let params = Params(vec![
+            ("limit".into(), "501".into()),
+            ("since".into(), "yesterday".into()),
+            ("types".into(), "a,b".into()),
+            ("types".into(), "c".into()),
+            ("follow".into(), String::new()),
+        ]);
+        assert!(params.integer("limit", 1, 500).is_err());
+        assert!(params.time("since").is_err());
+        assert_eq!(params.list("types"), ["a", "b", "c"]);
+        assert!(params.flag("follow") && !params.flag("text"));
+        assert_eq!(params.integer("page", 1, 10).expect("absent"), None);
+    }
+}

@@ -1,0 +1,7 @@
+use axum::Router;
+
+use crate::App;
+
+pub fn routes() -> Router<App> {
+    Router::new()
+}
