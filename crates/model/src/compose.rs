@@ -194,6 +194,8 @@ pub struct PublishedPort {
     pub vm_port: u16,
     /// Port in the container.
     pub target: u16,
+    /// The compose file gives no published number: compose would take a free one, so the guest agent publishes `vm_port`.
+    pub implicit: bool,
 }
 
 #[derive(Deserialize)]
@@ -247,17 +249,34 @@ pub fn published_ports(yaml: &str) -> Result<Vec<PublishedPort>, Error> {
             return Err(invalid(format!("service \"{name}\" is empty.")));
         };
         for entry in service.ports.into_iter().flatten() {
+            let implicit = entry.is_implicit();
             for (vm_port, target) in entry.mappings() {
-                ports.push(PublishedPort { service: name.clone(), vm_port, target });
+                ports.push(PublishedPort { service: name.clone(), vm_port, target, implicit });
             }
         }
     }
-    ports.sort_by_key(|p| p.vm_port);
+    // A number that the file itself publishes goes before one that only we would.
+    ports.sort_by_key(|p| (p.vm_port, p.implicit));
     ports.dedup_by_key(|p| p.vm_port);
     Ok(ports)
 }
 
 impl PortEntry {
+    /// Without a published number.
+    fn is_implicit(&self) -> bool {
+        match self {
+            Self::Number(_) => true,
+            Self::Short(text) => {
+                let text = substitute_defaults(text);
+                // The last colon that is not inside an address in brackets; `127.0.0.1::80` has an empty number.
+                text.rsplit_once(':').is_none_or(|(before, _)| before.is_empty() || before.ends_with(':'))
+            }
+            Self::Long { published, .. } => {
+                published.as_ref().is_none_or(|p| substitute_defaults(&p.text()).is_empty())
+            }
+        }
+    }
+
     /// (port on the VM, port in the container) of each TCP port; empty when it cannot be known here.
     fn mappings(&self) -> Vec<(u16, u16)> {
         let pairs = match self {
@@ -366,6 +385,24 @@ services:
     image: y
 "#;
         assert_eq!(ports(yaml), [(6000, 60), (7001, 71), (7002, 72), (8080, 80), (8443, 443), (9090, 9090)]);
+    }
+
+    #[test]
+    fn ports_without_a_published_number() {
+        let yaml = r#"
+services:
+  a:
+    image: x
+    ports: ["80", 81, "127.0.0.1::82", "8083:83", "${P:-84}", "90-91", {target: 85}, {target: 86, published: 86}]
+  b:
+    image: y
+    ports: ["81:9"]
+"#;
+        let found: Vec<_> = published_ports(yaml).expect("a compose file").into_iter().map(|p| (p.vm_port, p.implicit)).collect();
+        assert_eq!(
+            found,
+            [(80, true), (81, false), (82, true), (84, true), (85, true), (86, false), (90, true), (91, true), (8083, false)]
+        );
     }
 
     #[test]

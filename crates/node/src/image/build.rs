@@ -166,13 +166,14 @@ fn assemble(made: &Path, base: &Path, agent: &[u8]) -> Result<(), ImageError> {
         fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).map_err(io("copying", &from))?;
     }
     write(&made.join(INITRD), &initramfs(base, agent)?)?;
+    let rootfs_hash = file_digest(&made.join(ROOTFS))?;
     let metadata = ImageMetadata {
         kernel: KERNEL.to_owned(),
         initrd: INITRD.to_owned(),
         cmdline: Some(CMDLINE.to_owned()),
         rootfs: Some(ROOTFS.to_owned()),
         bios: None,
-        rootfs_hash: Some(file_digest(&made.join(ROOTFS))?),
+        rootfs_hash: Some(rootfs_hash.clone()),
         shared_ro: true,
         version: holdfast_model::VERSION.to_owned(),
         is_dev: false,
@@ -180,9 +181,10 @@ fn assemble(made: &Path, base: &Path, agent: &[u8]) -> Result<(), ImageError> {
     let text = serde_json::to_string_pretty(&metadata).map_err(|e| ImageError::Build { step: "metadata", why: e.to_string() })?;
     write(&made.join(METADATA), text.as_bytes())?;
     let mut sums = String::new();
-    for file in [INITRD, KERNEL, METADATA, ROOTFS] {
+    for file in [INITRD, KERNEL, METADATA] {
         sums.push_str(&format!("{}  {file}\n", file_digest(&made.join(file))?));
     }
+    sums.push_str(&format!("{rootfs_hash}  {ROOTFS}\n"));
     write(&made.join(DIGEST), hex::encode(Sha256::digest(&sums)).as_bytes())?;
     write(&made.join(SUMS), sums.as_bytes())
 }

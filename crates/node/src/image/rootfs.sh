@@ -54,6 +54,7 @@ printf '{"architecture":"amd64","os":"linux","created":"%s","config":{"Env":["PA
 printf '[{"Config":"config.json","RepoTags":["holdfast/hello:latest"],"Layers":["layer.tar"]}]' > "$out/archive/manifest.json"
 archive "$out/archive" "$images/hello.tar" "manifest.json config.json layer.tar"
 rm -rf "$layer" "$out/archive"
+(cd "$images" && sha256sum -- *.tar > sums)
 
 rm -rf "$root"/var/cache/* "$root"/var/lib/apt/* "$root"/var/log/* "$root"/usr/share/doc/* "$root"/usr/share/man/* \
     "$root"/usr/share/locale/* "$root"/usr/share/lintian "$root"/usr/share/bash-completion "$root"/usr/share/zsh \

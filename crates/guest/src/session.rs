@@ -1,0 +1,383 @@
+//! What guest and host have told each other: the guest's half of the protocol, without the port.
+//!
+//! The one rule: level, not edge. What the host must know (state, what is still needed) is kept as it is now and said again
+//! after each `Hello`; only answers and log data are queued, and that queue is bounded in bytes, not by the host's good will.
+//!
+//! ```text
+//! port thread:  received line -> Agent::receive -> Task for a thread of its own, or nothing
+//!               Agent::next   -> next line to send (state first, then what is needed, then the queue)
+//! boot thread:  Agent::progress, fail, need_config, need_keys
+//! log threads:  Agent::send_log (blocks on credit and on the queue's bound, ends when the stream is gone)
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use holdfast_model::guest::{BootError, BootProgress, Config, Container, FromGuest, GuestState, Keys, LogOptions, ToGuest};
+use holdfast_model::node::{STREAM_WINDOW, StreamError};
+use rustix::event::EventfdFlags;
+use rustix::time::ClockId;
+
+use crate::logs::Stop;
+
+/// Log data and answers waiting for the port, in bytes.
+const QUEUE_BYTES: usize = 512 * 1024;
+/// Log data of one line of the protocol.
+const LOG_CHUNK: usize = 32 * 1024;
+/// Streams and container lists that run at the same time.
+const MAX_TASKS: usize = 16;
+
+/// What the boot waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Config,
+    Keys,
+}
+
+/// Work that the port thread hands to a thread of its own.
+pub enum Task {
+    Containers { id: u64 },
+    Logs { id: u64, container: String, options: LogOptions, stop: Arc<Stop> },
+    Shutdown { grace: Duration },
+}
+
+struct Stream {
+    credit: u64,
+    stop: Arc<Stop>,
+}
+
+#[derive(Default)]
+struct Inner {
+    session: Option<String>,
+    ack_due: bool,
+    state_due: bool,
+    need_due: bool,
+    state: GuestState,
+    need: Option<Need>,
+    config: Option<Config>,
+    keys: Option<Result<Keys, (String, Option<u32>)>>,
+    queue: VecDeque<FromGuest>,
+    queued_bytes: usize,
+    streams: HashMap<u64, Stream>,
+    tasks: usize,
+    shutting_down: bool,
+}
+
+/// Shared by all threads of the agent.
+pub struct Agent {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Rings when there is something to send; absent when the kernel gave none, and the port thread then polls.
+    bell: Option<OwnedFd>,
+}
+
+impl Agent {
+    pub fn new(boot_id: String) -> Self {
+        let agent_version = holdfast_model::VERSION.to_owned();
+        let state = GuestState { agent_version, boot_id, ..GuestState::default() };
+        let bell = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).ok();
+        let agent = Self { inner: Mutex::new(Inner { state, ..Inner::default() }), changed: Condvar::new(), bell };
+        agent.progress(BootProgress::Booting);
+        agent
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
+    }
+
+    fn ring(&self) {
+        self.changed.notify_all();
+        if let Some(bell) = &self.bell {
+            let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    // ---- the boot's side
+
+    pub fn progress(&self, reached: BootProgress) {
+        let millis = uptime_millis();
+        let mut inner = self.lock();
+        inner.state.boot_progress = reached.as_str().to_owned();
+        inner.state.timeline.push((reached.as_str().to_owned(), millis));
+        inner.state_due = true;
+        drop(inner);
+        self.ring();
+        crate::init::console(&format!("{reached} at {millis} ms", reached = reached.as_str()));
+    }
+
+    /// The word that the boot is at now.
+    pub fn step(&self) -> String {
+        self.lock().state.boot_progress.clone()
+    }
+
+    /// Shown to the app's owner; `None` takes an error back.
+    pub fn set_error(&self, error: Option<BootError>) {
+        let mut inner = self.lock();
+        if inner.state.boot_error != error {
+            inner.state.boot_error = error;
+            inner.state_due = true;
+            drop(inner);
+            self.ring();
+        }
+    }
+
+    pub fn shutdown_progress(&self, word: &str) {
+        let mut inner = self.lock();
+        inner.state.shutdown_progress = Some(word.to_owned());
+        inner.state_due = true;
+        drop(inner);
+        self.ring();
+        crate::init::console(word);
+    }
+
+    /// Begins a shutdown; false when one runs already.
+    pub fn begin_shutdown(&self) -> bool {
+        !std::mem::replace(&mut self.lock().shutting_down, true)
+    }
+
+    pub fn shutting_down(&self) -> bool {
+        self.lock().shutting_down
+    }
+
+    /// Asks the host until it has answered.
+    pub fn need_config(&self) -> Config {
+        let mut inner = self.ask(Need::Config);
+        loop {
+            if let Some(config) = inner.config.take() {
+                return config;
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The keys, or why they are refused and when to ask again.
+    pub fn need_keys(&self) -> Result<Keys, (String, Option<u32>)> {
+        let mut inner = self.ask(Need::Keys);
+        loop {
+            if let Some(answer) = inner.keys.take() {
+                return answer;
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn ask(&self, need: Need) -> MutexGuard<'_, Inner> {
+        let mut inner = self.lock();
+        inner.need = Some(need);
+        inner.need_due = true;
+        self.ring();
+        inner
+    }
+
+    // ---- the port's side
+
+    /// Takes one message of the host. Whatever does not fit the moment is ignored.
+    pub fn receive(&self, message: ToGuest) -> Option<Task> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        match message {
+            ToGuest::Hello { session } => {
+                inner.forget_host();
+                inner.session = Some(session.chars().take(128).collect());
+                (inner.ack_due, inner.state_due, inner.need_due) = (true, false, true);
+                self.changed.notify_all();
+                return None;
+            }
+            _ if inner.session.is_none() => return None,
+            ToGuest::Config(config) if inner.need == Some(Need::Config) => {
+                inner.need = None;
+                inner.config = Some(*config);
+            }
+            ToGuest::Keys(keys) if inner.need == Some(Need::Keys) => {
+                inner.need = None;
+                inner.keys = Some(Ok(keys));
+            }
+            ToGuest::Refused { what, reason, retry_s } if inner.need == Some(Need::Keys) && what == "keys" => {
+                inner.need = None;
+                inner.keys = Some(Err((reason, retry_s)));
+            }
+            ToGuest::Config(_) | ToGuest::Keys(_) | ToGuest::Refused { .. } => {}
+            ToGuest::Shutdown { grace_s } => return Some(Task::Shutdown { grace: Duration::from_secs(grace_s.into()) }),
+            ToGuest::Containers { id } => {
+                if inner.begin_task() {
+                    return Some(Task::Containers { id });
+                }
+                let error = Some("too many requests at once".to_owned());
+                inner.push(FromGuest::Containers { id, containers: Vec::new(), error });
+            }
+            ToGuest::LogsOpen { id, container, options } => {
+                if inner.streams.contains_key(&id) {
+                    return None;
+                }
+                if inner.begin_task() {
+                    let stop = Arc::new(Stop::default());
+                    inner.streams.insert(id, Stream { credit: STREAM_WINDOW, stop: Arc::clone(&stop) });
+                    return Some(Task::Logs { id, container, options, stop });
+                }
+                let error = StreamError { code: "internal".to_owned(), message: "too many streams at once".to_owned() };
+                inner.push(FromGuest::LogEnd { id, error: Some(error) });
+            }
+            ToGuest::LogsClose { id } => {
+                if let Some(stream) = inner.streams.remove(&id) {
+                    stream.stop.now();
+                }
+            }
+            ToGuest::LogsCredit { id, bytes } => {
+                if let Some(stream) = inner.streams.get_mut(&id) {
+                    stream.credit = stream.credit.saturating_add(bytes);
+                }
+            }
+        }
+        self.changed.notify_all();
+        None
+    }
+
+    /// The host is gone: nobody waits for what is queued.
+    pub fn disconnected(&self) {
+        let mut inner = self.lock();
+        inner.forget_host();
+        self.changed.notify_all();
+    }
+
+    /// What to say next.
+    pub fn next(&self) -> Option<FromGuest> {
+        let mut inner = self.lock();
+        let session = inner.session.clone()?;
+        if std::mem::take(&mut inner.ack_due) {
+            return Some(FromGuest::HelloAck { session, state: inner.state.clone() });
+        }
+        if std::mem::take(&mut inner.state_due) {
+            return Some(FromGuest::State(inner.state.clone()));
+        }
+        if std::mem::take(&mut inner.need_due) {
+            match inner.need {
+                Some(Need::Config) => return Some(FromGuest::NeedConfig),
+                Some(Need::Keys) => return Some(FromGuest::NeedKeys),
+                None => {}
+            }
+        }
+        let message = inner.queue.pop_front()?;
+        inner.queued_bytes = inner.queued_bytes.saturating_sub(size(&message));
+        drop(inner);
+        self.changed.notify_all();
+        Some(message)
+    }
+
+    /// Waits until the host has been told everything, but no longer than `limit`.
+    pub fn flush(&self, limit: Duration) {
+        let inner = self.lock();
+        let waiting = |i: &mut Inner| i.session.is_some() && (i.ack_due || i.state_due || !i.queue.is_empty());
+        drop(self.changed.wait_timeout_while(inner, limit, waiting));
+    }
+
+    // ---- the tasks' side
+
+    pub fn answer_containers(&self, id: u64, result: Result<Vec<Container>, String>) {
+        let (containers, error) = match result {
+            Ok(containers) => (containers, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let mut inner = self.lock();
+        inner.push(FromGuest::Containers { id, containers, error });
+        inner.tasks -= 1;
+        drop(inner);
+        self.ring();
+    }
+
+    /// Queues log data as the host has room for it. False when nobody listens any more.
+    pub fn send_log(&self, id: u64, stop: &Stop, channel: u8, mut data: &[u8]) -> bool {
+        use base64::Engine as _;
+        let mut inner = self.lock();
+        while !data.is_empty() {
+            if stop.stopped() {
+                return false;
+            }
+            let full = inner.queued_bytes >= QUEUE_BYTES;
+            let Some(stream) = inner.streams.get_mut(&id) else { return false };
+            let credit = usize::try_from(stream.credit).unwrap_or(usize::MAX);
+            let room = data.len().min(LOG_CHUNK).min(credit);
+            if room == 0 || full {
+                inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            stream.credit -= room as u64;
+            let (piece, rest) = data.split_at(room);
+            let text = base64::engine::general_purpose::STANDARD.encode(piece);
+            inner.push(FromGuest::Log { id, channel, data: text });
+            data = rest;
+            self.ring();
+        }
+        true
+    }
+
+    /// Ends a stream; said only if the host did not close it.
+    pub fn end_log(&self, id: u64, stop: &Arc<Stop>, error: Option<StreamError>) {
+        let mut inner = self.lock();
+        inner.tasks -= 1;
+        // After a new `Hello` the same id may be somebody else's stream.
+        if inner.streams.get(&id).is_some_and(|s| Arc::ptr_eq(&s.stop, stop)) {
+            inner.streams.remove(&id);
+            inner.push(FromGuest::LogEnd { id, error });
+        }
+        drop(inner);
+        self.ring();
+    }
+}
+
+impl Inner {
+    fn forget_host(&mut self) {
+        self.session = None;
+        self.queue.clear();
+        self.queued_bytes = 0;
+        for (_, stream) in self.streams.drain() {
+            stream.stop.now();
+        }
+    }
+
+    fn begin_task(&mut self) -> bool {
+        let free = self.tasks < MAX_TASKS;
+        self.tasks += usize::from(free);
+        free
+    }
+
+    fn push(&mut self, message: FromGuest) {
+        // Nobody to hear it, or answers that a flood of questions asked for.
+        if self.session.is_some() && self.queued_bytes < 2 * QUEUE_BYTES {
+            self.queued_bytes += size(&message);
+            self.queue.push_back(message);
+        }
+    }
+}
+
+/// About what a message weighs in memory.
+fn size(message: &FromGuest) -> usize {
+    match message {
+        FromGuest::Log { data, .. } => data.len() + 64,
+        FromGuest::Containers { containers, .. } => 64 + containers.len() * 512,
+        _ => 256,
+    }
+}
+
+/// Milliseconds since the kernel started.
+pub fn uptime_millis() -> u64 {
+    let time = rustix::time::clock_gettime(ClockId::Boottime);
+    u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unwrap_or_default()
+}
+
+/// Waits `limit`, or less when a shutdown begins; false in that case.
+pub fn pause(agent: &Agent, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if agent.shutting_down() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));
+    }
+    true
+}
