@@ -1,0 +1,79 @@
+//! The official command line client, at the version in `tests/clients/package-lock.json`.
+//!
+//! The one rule: it never sees the home folder of whoever runs the tests, and never asks a network for updates.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cloud::Cloud;
+
+pub struct Phala {
+    home: TempDir,
+    program: PathBuf,
+    url: String,
+    key: String,
+}
+
+/// What a command printed, and whether it succeeded.
+pub struct Said {
+    pub ok: bool,
+    pub out: String,
+    pub err: String,
+}
+
+impl Phala {
+    pub fn new(cloud: &Cloud) -> Self {
+        let program = crate::root().join("tests/clients/node_modules/phala/dist/index.js");
+        assert!(program.is_file(), "the client is not installed; run `cargo xtask test real`, which does it");
+        let home = tempfile::tempdir().expect("a home folder");
+        Self { home, program, url: format!("{}/api/v1", cloud.client.base), key: cloud.client.key.clone() }
+    }
+
+    /// Runs `phala` with the key in its environment.
+    pub fn try_run(&self, args: &[&str]) -> Said {
+        self.said(self.command(args).env("PHALA_CLOUD_API_PREFIX", &self.url).env("PHALA_CLOUD_API_KEY", &self.key))
+    }
+
+    /// Runs `phala` with nothing but what it stored in its home folder.
+    pub fn try_run_logged_in(&self, args: &[&str]) -> Said {
+        self.said(&mut self.command(args))
+    }
+
+    /// Runs `phala`, which must succeed; answers what it printed.
+    pub fn run(&self, args: &[&str]) -> String {
+        let said = self.try_run(args);
+        assert!(said.ok, "phala {}\n{}{}", args.join(" "), said.out, said.err);
+        said.out
+    }
+
+    /// The same for a command whose output ends with a JSON document.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let out = self.run(args);
+        let start = out.find(['{', '[']).unwrap_or_else(|| panic!("phala {}: no JSON in {out}", args.join(" ")));
+        serde_json::from_str(out[start..].trim()).unwrap_or_else(|e| panic!("phala {}: {e} in {out}", args.join(" ")))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("node");
+        command
+            .arg(&self.program)
+            .args(args)
+            .current_dir(self.home.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home.path())
+            .env("CI", "1")
+            .env("NO_COLOR", "1")
+            .env("PHALA_DISABLE_UPDATE_CHECK", "1");
+        command
+    }
+
+    fn said(&self, command: &mut Command) -> Said {
+        let Output { status, stdout, stderr } = command.output().expect("node runs");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Said { ok: status.success(), out: text(stdout), err: text(stderr) }
+    }
+}

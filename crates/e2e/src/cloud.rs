@@ -1,0 +1,194 @@
+//! A server with a data folder of its own, with the node inside it or beside it.
+//!
+//! The one rule: dropping a cloud ends every process it started and every VM of its folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use holdfast_harness::client::Client;
+use holdfast_harness::operation;
+use holdfast_harness::server::{Node, Options, Server};
+use holdfast_harness::until;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Long enough for an emulated guest on a busy machine.
+pub const BOOT: Duration = Duration::from_secs(240);
+/// For everything that needs no guest.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A compose file that publishes one port.
+pub const COMPOSE: &str = "services:\n  app:\n    image: hello\n    ports:\n      - \"8080:8080\"\n";
+
+pub struct Cloud {
+    // Dropped first to last: processes before their folder.
+    pub node: Option<Node>,
+    pub server: Server,
+    pub client: Client,
+    pub folder: TempDir,
+    /// Of the node beside the server.
+    pub token: Option<String>,
+}
+
+impl Cloud {
+    /// Simulated VMs whose steps take `step_ms`, node and server in one process.
+    pub fn simulated(step_ms: u64) -> Self {
+        Self::embedded(&["--hypervisor", "simulated", "--simulated-step-ms", &step_ms.to_string()])
+    }
+
+    /// Real VMs, node and server in one process.
+    pub fn real() -> Self {
+        Self::embedded(&[])
+    }
+
+    fn embedded(args: &[&str]) -> Self {
+        let folder = short_folder();
+        let mut options = Options::new(crate::binary(), folder.path().join("d"));
+        options.args = args.iter().map(|a| (*a).to_owned()).collect();
+        let server = Server::start(options).expect("the server starts");
+        let client = server.client().expect("the first start wrote admin.key");
+        Self { node: None, server, client, folder, token: None }
+    }
+
+    /// Server and node in processes of their own.
+    pub fn apart(hypervisor: &[&str]) -> Self {
+        let folder = short_folder();
+        let data = folder.path().join("d");
+        let options = Options::new(crate::binary(), &data).args(["--node", "none"]);
+        let mut server = Server::launch(options).expect("the server starts");
+        server.wait_ready().expect("a server without a node of its own is ready at once");
+        let client = server.client().expect("the first start wrote admin.key");
+        let token = node_token(&server, &client);
+        let node = Node::start(&crate::binary(), &server.url(), &token, &folder.path().join("n"), hypervisor);
+        let node = node.expect("the node starts");
+        let cloud = Self { node: Some(node), server, client, folder, token: Some(token) };
+        cloud.wait_node();
+        cloud
+    }
+
+    /// Until a node is ONLINE.
+    pub fn wait_node(&self) {
+        let online = until(Duration::from_secs(60), "the node is ONLINE", || {
+            let me = self.client.get("/api/v1/auth/me")?.ok()?;
+            let slug = me["workspace"]["slug"].as_str().unwrap_or("default");
+            let nodes = self.client.get(&format!("/api/v1/workspaces/{slug}/nodes"))?.ok()?;
+            Ok(nodes.to_string().contains("ONLINE").then_some(()))
+        });
+        if let Err(error) = online {
+            panic!("{error}\n{}", self.server.log_end(40));
+        }
+    }
+
+    pub fn node(&mut self) -> &mut Node {
+        self.node.as_mut().expect("a cloud with a node apart")
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.server.data_dir().to_owned()
+    }
+
+    /// Deploys, and answers (uuid, id of the create operation). Does not wait.
+    pub fn deploy(&self, name: &str) -> (String, String) {
+        let cvm = self.client.deploy(name, COMPOSE, &json!({})).expect("the deployment is accepted");
+        let operation = operation::newest(&self.client, &cvm).expect("a new CVM has its create operation");
+        assert_eq!(operation["operation_type"], "create", "{operation}");
+        (cvm, text(&operation["id"]))
+    }
+
+    /// Deploys and waits until the app runs.
+    pub fn deployed(&self, name: &str, limit: Duration) -> String {
+        let (cvm, id) = self.deploy(name);
+        self.done(&id, limit);
+        cvm
+    }
+
+    /// `start`, `stop`, `restart`, `shutdown`; answers the operation's id.
+    pub fn power(&self, cvm: &str, verb: &str) -> String {
+        let answer = self.client.post(&format!("/api/v1/cvms/{cvm}/{verb}"), None).expect("the server answers");
+        answer.ok().unwrap_or_else(|e| panic!("{verb}: {e}"));
+        text(&operation::newest(&self.client, cvm).expect("it has an operation")["id"])
+    }
+
+    /// Answers the delete operation's id.
+    pub fn delete(&self, cvm: &str) -> String {
+        let answer = self.client.delete(&format!("/api/v1/cvms/{cvm}")).expect("the server answers");
+        assert_eq!(answer.status, 204, "{}", answer.text);
+        text(&operation::newest(&self.client, cvm).expect("the deleted CVM's operations stay readable")["id"])
+    }
+
+    /// Deletes, and waits until nothing is left of it.
+    pub fn deleted(&self, cvm: &str) {
+        let id = self.delete(cvm);
+        self.done(&id, Duration::from_secs(60));
+    }
+
+    /// Waits until the operation is over, and fails unless it is done.
+    pub fn done(&self, id: &str, limit: Duration) -> Value {
+        let over = self.over(id, limit);
+        assert_eq!(over["status"], "done", "{over:#}\n{}", self.server.log_end(30));
+        over
+    }
+
+    /// Waits until the operation is over, however.
+    pub fn over(&self, id: &str, limit: Duration) -> Value {
+        let over = until(limit, &format!("operation {id} is over"), || {
+            // While the server is restarted nobody answers.
+            let operation = operation::by_id(&self.client, id).unwrap_or(Value::Null);
+            Ok(operation::is_over(&operation).then_some(operation))
+        });
+        over.unwrap_or_else(|error| {
+            let now = operation::by_id(&self.client, id).unwrap_or(Value::Null);
+            panic!("{error}\n{now:#}\n{}", self.server.log_end(40))
+        })
+    }
+
+    /// Waits until the operation has come to the step or past it; answers whether it was seen at work in that step.
+    pub fn reached(&self, id: &str, step: &str) -> bool {
+        let seen = until(BOOT, &format!("operation {id} reaches {step}"), || {
+            let operation = operation::by_id(&self.client, id)?;
+            let state = step_state(&operation, step);
+            Ok((state != "pending" || operation::is_over(&operation)).then(|| state == "running"))
+        });
+        seen.unwrap_or_else(|error| panic!("{error}\n{}", self.server.log_end(40)))
+    }
+
+    pub fn status(&self, cvm: &str) -> String {
+        let detail = self.client.get(&format!("/api/v1/cvms/{cvm}")).expect("the server answers");
+        if detail.status == 404 { "deleted".to_owned() } else { text(&detail.json()["status"]) }
+    }
+
+    pub fn wait_status(&self, cvm: &str, status: &str, limit: Duration) {
+        let reached = until(limit, &format!("{cvm} is {status}"), || Ok((self.status(cvm) == status).then_some(())));
+        reached.unwrap_or_else(|error| panic!("{error}; it is {}\n{}", self.status(cvm), self.server.log_end(40)));
+    }
+}
+
+/// The state of a step by name; `pending` when the operation has no such step yet.
+pub fn step_state(operation: &Value, step: &str) -> String {
+    let steps = operation["steps"].as_array().into_iter().flatten();
+    let found = steps.into_iter().find(|s| s["name"] == step).and_then(|s| s["state"].as_str());
+    found.unwrap_or("pending").to_owned()
+}
+
+/// A JSON string; fails on anything else.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_owned()
+}
+
+fn node_token(server: &Server, client: &Client) -> String {
+    let output = Command::new(crate::binary())
+        .args(["admin", "node-token", "--data-dir"])
+        .arg(server.data_dir())
+        .env("HOLDFAST_URL", server.url())
+        .env("HOLDFAST_API_KEY", &client.key)
+        .output()
+        .expect("holdfast runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The paths of unix sockets below it must stay below 108 bytes.
+fn short_folder() -> TempDir {
+    tempfile::Builder::new().prefix("hf").tempdir_in(Path::new("/tmp")).expect("/tmp is writable")
+}

@@ -1,0 +1,115 @@
+//! `kill -9` of server, node and QEMU while real VMs are made and removed.
+//!
+//! The one rule: a VM is nobody's child in spirit. Server and node may die and find it running; when it dies itself, that is
+//! seen, told and mended.
+
+use std::time::{Duration, Instant};
+
+use holdfast_e2e::cloud::{BOOT, Cloud, SOON, text};
+use holdfast_e2e::leftovers;
+use holdfast_harness::{operation, process, until};
+use rustix::process::Signal;
+use serde_json::json;
+
+fn hello() -> String {
+    std::fs::read_to_string(holdfast_e2e::hello_compose()).expect("the sample app is there")
+}
+
+fn deploy(cloud: &Cloud, name: &str) -> (String, String) {
+    let cvm = cloud.client.deploy(name, &hello(), &json!({})).expect("accepted");
+    let create = operation::newest(&cloud.client, &cvm).expect("an operation");
+    (cvm, text(&create["id"]))
+}
+
+/// The only VM there is.
+fn qemu(cloud: &Cloud) -> i32 {
+    let found = until(SOON, "QEMU runs", || Ok(process::vms_of(cloud.folder.path()).first().copied()));
+    found.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40)))
+}
+
+fn remove(cloud: &Cloud, cvm: &str) {
+    cloud.deleted(cvm);
+    leftovers::assert_none(cloud, cvm);
+}
+
+#[test]
+fn server_and_node_killed_while_a_vm_is_made_and_removed() {
+    let mut cloud = Cloud::apart(&[]);
+    // Before QEMU runs.
+    let (cvm, create) = deploy(&cloud, "early");
+    cloud.reached(&create, "prepare");
+    cloud.node().kill().expect("it was running");
+    cloud.server.kill().expect("it was running");
+    cloud.server.restart().expect("it starts again");
+    cloud.node().restart().expect("it starts again");
+    cloud.done(&create, BOOT);
+    assert!(super::cli::answer(&cloud, &cvm).contains("Hello"));
+    // While it is being removed.
+    let delete = cloud.delete(&cvm);
+    cloud.reached(&delete, "remove");
+    cloud.node().kill().expect("it was running");
+    cloud.server.kill().expect("it was running");
+    cloud.server.restart().expect("it starts again");
+    cloud.node().restart().expect("it starts again");
+    cloud.done(&delete, SOON * 2);
+    leftovers::assert_none(&cloud, &cvm);
+    // While its guest boots: the same QEMU goes on.
+    let (cvm, create) = deploy(&cloud, "late");
+    cloud.reached(&create, "boot");
+    let before = qemu(&cloud);
+    cloud.node().kill().expect("it was running");
+    cloud.server.kill().expect("it was running");
+    assert_eq!(process::vms_of(cloud.folder.path()), [before], "a VM outlives server and node");
+    cloud.server.restart().expect("it starts again");
+    cloud.node().restart().expect("it starts again");
+    cloud.done(&create, BOOT);
+    assert_eq!(process::vms_of(cloud.folder.path()), [before], "it was adopted, not started again");
+    assert!(super::cli::answer(&cloud, &cvm).contains("Hello"));
+    // A clean stop leaves it running as well.
+    cloud.node().stop().expect("it was running");
+    cloud.server.stop().expect("it was running");
+    assert_eq!(process::vms_of(cloud.folder.path()), [before]);
+    cloud.server.restart().expect("it starts again");
+    cloud.node().restart().expect("it starts again");
+    cloud.wait_node();
+    assert_eq!(cloud.status(&cvm), "running");
+    remove(&cloud, &cvm);
+}
+
+#[test]
+fn qemu_killed_while_it_boots_runs_and_is_removed() {
+    let cloud = Cloud::real();
+    let (cvm, create) = deploy(&cloud, "dies");
+    cloud.reached(&create, "boot");
+    let first = qemu(&cloud);
+    process::signal(first, Signal::KILL).expect("it was running");
+    let over = cloud.over(&create, BOOT);
+    match over["status"].as_str() {
+        Some("done") => assert_eq!(cloud.status(&cvm), "running"),
+        Some("failed") => {
+            assert_eq!(cloud.status(&cvm), "error", "past the pivot it stays to be looked at");
+            let id = cloud.power(&cvm, "start");
+            cloud.done(&id, BOOT);
+        }
+        other => panic!("{other:?}: {over:#}"),
+    }
+    // While the app runs: seen within 2 s, then mended by the restart policy.
+    super::cli::answer(&cloud, &cvm);
+    let second = qemu(&cloud);
+    let killed = Instant::now();
+    process::signal(second, Signal::KILL).expect("it was running");
+    let seen =
+        until(Duration::from_secs(10), "the death is seen", || Ok((cloud.status(&cvm) != "running").then_some(())));
+    seen.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40)));
+    assert!(killed.elapsed() < Duration::from_millis(2500), "seen after {:?}", killed.elapsed());
+    cloud.wait_status(&cvm, "running", BOOT);
+    assert_ne!(qemu(&cloud), second);
+    assert!(super::cli::answer(&cloud, &cvm).contains("Hello"));
+    // While it is removed.
+    let third = qemu(&cloud);
+    let delete = cloud.delete(&cvm);
+    cloud.reached(&delete, "remove");
+    let _ = process::signal(third, Signal::KILL);
+    cloud.done(&delete, SOON * 2);
+    leftovers::assert_none(&cloud, &cvm);
+}

@@ -1,0 +1,5 @@
+//! Real VMs. One test at a time (`--test-threads=1`): two cores boot one guest in 11 to 15 seconds.
+
+mod cli;
+mod crashes;
+mod secrets;

@@ -1,0 +1,7 @@
+//! Everything that needs no guest: crashes at every step, bad input, ids, histories. Fast, so that many combinations fit.
+
+mod bad_input;
+mod crashes;
+mod history;
+mod identifiers;
+mod serving;
