@@ -1,23 +1,27 @@
 //! Processes by what the kernel says about them.
 //!
-//! The one rule: a process is only ever ended by its id, and only when its command line names a folder of ours.
+//! The one rule: a process is only ever ended by its id, and only when it works in a folder of ours.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Ids of the QEMU processes whose command line mentions something inside `folder`.
+/// Ids of the QEMU processes that work inside `folder`.
 pub fn vms_of(folder: &Path) -> Vec<i32> {
-    let folder = format!("{}/", folder.display());
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let ids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     ids.filter(|&id| {
-        let line = arguments(id);
-        line.first().is_some_and(|program| program.contains("qemu-system")) && line.iter().any(|a| a.contains(&folder))
+        let is_qemu = arguments(id).first().is_some_and(|program| program.contains("qemu-system"));
+        is_qemu && working_folder(id).is_some_and(|at| at.starts_with(&folder))
     })
     .collect()
+}
+
+pub fn working_folder(id: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{id}/cwd")).ok()
 }
 
 /// The command line of a process; empty when it is gone or a zombie.

@@ -40,22 +40,10 @@ impl CommandLine {
     /// That of the only VM below `folder`, moved to `copy` and to a host port of its own.
     pub fn of_vm(folder: &Path, copy: &Path) -> Result<Self> {
         let [id] = process::vms_of(folder)[..] else { bail!("there is not exactly one VM in {}", folder.display()) };
-        let arguments = process::arguments(id);
-        let inside = format!("{}/", folder.display());
-        let disk = arguments.iter().find_map(|argument| {
-            let path = &argument[argument.find(&inside)?..];
-            let path = path.split(',').next()?;
-            path.ends_with(".qcow2").then(|| PathBuf::from(path))
-        });
-        let vm = disk.as_deref().and_then(Path::parent).context("the VM has no qcow2 disk of its own")?.to_owned();
+        // File names on it are relative to the VM's folder.
+        let vm = process::working_folder(id).context("QEMU has a working folder")?;
         let port = free_port()?;
-        let from = format!("{}/", vm.display());
-        let to = format!("{}/", copy.display());
-        let arguments = arguments
-            .into_iter()
-            .filter(|argument| argument != "-daemonize")
-            .map(|argument| move_port(&argument.replace(&from, &to), port))
-            .collect();
+        let arguments = process::arguments(id).into_iter().map(|argument| move_port(&argument, port)).collect();
         Ok(Self { arguments, vm, copy: copy.to_owned(), port })
     }
 
@@ -84,7 +72,8 @@ impl CommandLine {
             self.arguments.iter().find(|a| a.contains(AGENT_PORT)).context("no agent port on the command line")?;
         let chardev = property(port, "chardev").context("the agent port has no chardev")?;
         let socket = self.arguments.iter().find(|a| a.starts_with("socket") && property(a, "id") == Some(chardev));
-        Ok(PathBuf::from(property(socket.context("no agent socket")?, "path").context("the agent socket has no path")?))
+        let path = property(socket.context("no agent socket")?, "path").context("the agent socket has no path")?;
+        Ok(self.copy.join(path))
     }
 }
 
@@ -133,7 +122,12 @@ pub fn boot(line: &CommandLine, compose: &str) -> Result<Plain> {
     let log = fs::File::create(line.copy.join("by-hand.log"))?;
     let start = Instant::now();
     let mut command = Command::new(&line.arguments[0]);
-    command.args(&line.arguments[1..]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command
+        .args(&line.arguments[1..])
+        .current_dir(&line.copy)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     let mut vm = Vm(command.spawn()?);
     let stream = until(LIMIT, "QEMU opens the agent's socket", || {
         if let Some(status) = vm.0.try_wait()? {
