@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accept;
+pub mod apps;
 pub mod audit;
 pub mod desired;
 pub mod history;

@@ -69,6 +69,13 @@ impl Store {
         sqlx::query_as(NODES).fetch_all(self.read()).await.map_err(fault)
     }
 
+    /// What each node offers to boot, without counting what runs on it.
+    pub async fn node_images(&self) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
+        let rows: Vec<(i64, String)> =
+            sqlx::query_as("SELECT id, images FROM node ORDER BY id").fetch_all(self.read()).await.map_err(fault)?;
+        rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
+    }
+
     /// The token with this sha256, unless it was revoked.
     pub async fn node_token(&self, hash: &str) -> Result<Option<i64>, Error> {
         sqlx::query_scalar("SELECT id FROM node_token WHERE hash = $1 AND revoked_at IS NULL")

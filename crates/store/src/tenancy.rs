@@ -69,6 +69,16 @@ impl Store {
         .map_err(fault)
     }
 
+    /// When a workspace was made.
+    pub async fn workspace_created_at(&self, workspace: i64) -> Result<Timestamp, Error> {
+        sqlx::query_scalar("SELECT created_at FROM workspace WHERE id = $1")
+            .bind(workspace)
+            .fetch_one(self.read())
+            .await
+            .map(Timestamp)
+            .map_err(fault)
+    }
+
     /// Takes note that a key was used. Called at most about once a minute per key.
     pub async fn key_used(&self, api_key_id: i64, now: Timestamp) -> Result<(), Error> {
         let mut tx = self.begin().await?;

@@ -99,6 +99,14 @@ const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid
      LEFT JOIN operation_resource r ON r.kind = 'vm' AND r.resource_id = v.id AND r.held
      LEFT JOIN operation op ON op.id = r.operation_id ";
 
+/// Something that happened to a CVM by itself, such as QEMU ending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmEvent {
+    pub event: String,
+    pub body: String,
+    pub at: i64,
+}
+
 /// How a caller named a CVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum By<'a> {
@@ -114,7 +122,7 @@ pub enum By<'a> {
 pub struct Filter<'a> {
     /// `None`: all workspaces, for administrators.
     pub workspace: Option<i64>,
-    pub app_row: Option<i64>,
+    pub app_rows: Option<&'a [i64]>,
     pub node_id: Option<i64>,
     pub user_id: Option<i64>,
     pub uuids: Option<&'a [String]>,
@@ -125,13 +133,20 @@ impl Filter<'_> {
         query.push(" WHERE v.deleted_at IS NULL");
         for (column, value) in [
             (" AND v.workspace_id = ", self.workspace),
-            (" AND v.app_row = ", self.app_row),
             (" AND v.node_id = ", self.node_id),
             (" AND v.created_by = ", self.user_id),
         ] {
             if let Some(value) = value {
                 query.push(column).push_bind(value);
             }
+        }
+        if let Some(rows) = self.app_rows {
+            query.push(" AND v.app_row IN (");
+            let mut list = query.separated(", ");
+            for row in rows {
+                list.push_bind(*row);
+            }
+            list.push_unseparated(")");
         }
         if let Some(uuids) = self.uuids {
             query.push(" AND v.uuid IN (");
@@ -206,39 +221,23 @@ impl Store {
         rows.into_iter().map(port_row).collect()
     }
 
-    /// What happened to a CVM outside of its operations, newest last, at most 20.
-    pub async fn vm_events(&self, vm: i64) -> Result<Vec<(String, String, i64)>, Error> {
-        let mut events: Vec<(String, String, i64)> =
-            sqlx::query_as("SELECT event, body, at FROM vm_event WHERE vm_id = $1 ORDER BY id DESC LIMIT 20")
-                .bind(vm)
-                .fetch_all(self.read())
-                .await
-                .map_err(fault)?;
-        events.reverse();
-        Ok(events)
-    }
-
-    /// Apps of a workspace that have a living CVM, newest first: (row, app id, name, created at).
-    pub async fn apps(&self, workspace: i64) -> Result<Vec<(i64, String, String, i64)>, Error> {
-        sqlx::query_as(
-            "SELECT a.id, a.app_id, a.name, a.created_at FROM app a WHERE a.workspace_id = $1
-             AND EXISTS (SELECT 1 FROM vm v WHERE v.app_row = a.id AND v.deleted_at IS NULL)
-             ORDER BY a.id DESC",
-        )
-        .bind(workspace)
-        .fetch_all(self.read())
-        .await
-        .map_err(fault)
-    }
-
-    /// An app of a workspace by its app id, whether or not it has CVMs: (row, app id, name, created at).
-    pub async fn app(&self, workspace: i64, app_id: &str) -> Result<Option<(i64, String, String, i64)>, Error> {
-        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
-            .bind(workspace)
-            .bind(app_id)
-            .fetch_optional(self.read())
-            .await
-            .map_err(fault)
+    /// What happened to these CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
+    pub async fn vm_events(&self, vms: &[i64]) -> Result<Vec<(i64, VmEvent)>, Error> {
+        if vms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = QueryBuilder::new(
+            "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
+                ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
+        );
+        let mut list = query.separated(", ");
+        for id in vms {
+            list.push_bind(*id);
+        }
+        list.push_unseparated(")) AS newest WHERE age <= 20 ORDER BY vm_id, id");
+        let rows: Vec<(i64, String, String, i64)> =
+            query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        Ok(rows.into_iter().map(|(vm, event, body, at)| (vm, VmEvent { event, body, at })).collect())
     }
 }
 

@@ -1,0 +1,124 @@
+//! Apps: what a workspace calls a deployment, whatever CVMs it has at the moment.
+//!
+//! The one rule: an app is listed while it has a living CVM, and a filter holds when one such CVM fulfils all of it.
+
+use holdfast_model::error::Error;
+use sqlx::QueryBuilder;
+
+use crate::{Db, Store, fault};
+
+/// An app of a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct App {
+    pub id: i64,
+    /// 40 hex digits.
+    pub app_id: String,
+    pub name: String,
+    pub created_at: i64,
+}
+
+/// Which apps a list shows. Everything set must hold of one living CVM.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// How a CVM's name, app id, UUID or instance id begins; lower case.
+    pub search: Option<String>,
+    pub statuses: Vec<String>,
+    pub listed: Option<bool>,
+    pub image: Option<String>,
+    pub instance_type: Option<String>,
+    /// Name of a node.
+    pub node: Option<String>,
+    pub region: Option<String>,
+}
+
+impl Filter {
+    fn push(&self, query: &mut QueryBuilder<Db>, workspace: i64) {
+        query.push(" FROM app a WHERE a.workspace_id = ").push_bind(workspace);
+        query.push(" AND EXISTS (SELECT 1 FROM vm v JOIN node n ON n.id = v.node_id");
+        query.push(" WHERE v.app_row = a.id AND v.deleted_at IS NULL");
+        for (column, value) in [
+            (" AND v.image = ", &self.image),
+            (" AND v.instance_type = ", &self.instance_type),
+            (" AND n.name = ", &self.node),
+            (" AND n.region = ", &self.region),
+        ] {
+            if let Some(value) = value {
+                query.push(column).push_bind(value.clone());
+            }
+        }
+        if let Some(listed) = self.listed {
+            query.push(" AND v.listed = ").push_bind(listed);
+        }
+        if !self.statuses.is_empty() {
+            query.push(" AND v.status IN (");
+            let mut list = query.separated(", ");
+            for status in &self.statuses {
+                list.push_bind(status.clone());
+            }
+            list.push_unseparated(")");
+        }
+        if let Some(search) = &self.search {
+            let pattern = prefix_pattern(search);
+            query.push(" AND (");
+            for (i, column) in ["LOWER(v.name)", "a.app_id", "v.uuid", "v.instance_id"].into_iter().enumerate() {
+                query.push(if i > 0 { " OR " } else { "" }).push(column).push(" LIKE ");
+                query.push_bind(pattern.clone()).push(" ESCAPE '!'");
+            }
+            query.push(")");
+        }
+        query.push(")");
+    }
+}
+
+/// Matches what begins with `text`, whose own wildcards mean themselves.
+fn prefix_pattern(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | '!') {
+            pattern.push('!');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
+impl Store {
+    /// Apps of a workspace that have a living CVM, newest first, and how many there are in all.
+    pub async fn apps(
+        &self,
+        workspace: i64,
+        filter: &Filter,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<App>, i64), Error> {
+        let mut query = QueryBuilder::new("SELECT a.id, a.app_id, a.name, a.created_at");
+        filter.push(&mut query, workspace);
+        query.push(" ORDER BY a.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+        let apps = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        let mut query = QueryBuilder::new("SELECT COUNT(*)");
+        filter.push(&mut query, workspace);
+        let total = query.build_query_scalar().fetch_one(self.read()).await.map_err(fault)?;
+        Ok((apps, total))
+    }
+
+    /// An app of a workspace by its app id, whether or not it has CVMs.
+    pub async fn app(&self, workspace: i64, app_id: &str) -> Result<Option<App>, Error> {
+        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
+            .bind(workspace)
+            .bind(app_id)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_of_a_search_mean_themselves() {
+        assert_eq!(prefix_pattern("a_b%c!"), "a!_b!%c!!%");
+    }
+}
