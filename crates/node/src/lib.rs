@@ -16,6 +16,7 @@ mod config;
 mod fleet;
 pub mod host;
 pub mod hypervisor;
+pub mod image;
 pub mod reconcile;
 pub mod record;
 mod reports;

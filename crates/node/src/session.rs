@@ -48,7 +48,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
             Simulated::open(&config.data_dir.join("simulated"), config.simulated_step, config.slots, Vec::new())
                 .map_err(Error::io("cannot open", &config.data_dir))?,
         ),
-        HypervisorKind::Qemu => Qemu::open(&config, Arc::new(server.clone())).await?,
+        HypervisorKind::Qemu => Arc::new(Qemu::open(&config, Arc::new(server.clone())).await?),
     };
     let context = Arc::new(Context {
         hypervisor: hypervisor.clone(),

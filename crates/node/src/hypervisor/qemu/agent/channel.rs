@@ -1,0 +1,425 @@
+//! The task behind [`Agent`](super::Agent): one loop that owns the socket, and forgets everything when it closes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use holdfast_model::guest::{BootError, Config, Container, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest};
+use holdfast_model::node::{STREAM_WINDOW, StreamError};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::lines::Lines;
+use super::{Command, LogStream, Peer, Piece};
+use crate::clock;
+use crate::hypervisor::qemu::argv::AGENT_SOCKET;
+use crate::hypervisor::qemu::qmp;
+use crate::hypervisor::{KeyError, stream_error};
+use crate::record::GuestView;
+
+/// Lines to the guest that may wait; more are dropped, because a guest that does not read needs no answers.
+const OUTGOING: usize = 64;
+/// Questions and log streams that may be open at once.
+const MAX_OPEN: usize = 256;
+/// How often a Hello is repeated until it is acknowledged.
+const HELLO: Duration = Duration::from_secs(15);
+/// Least time between two changes that the guest reports of itself.
+const STATE_SPACING: Duration = Duration::from_millis(50);
+/// Least time between two requests for keys.
+const KEYS_SPACING: Duration = Duration::from_secs(1);
+/// When the guest should ask again for keys that the server cannot give now, in seconds.
+const KEYS_RETRY_S: u32 = 3;
+/// Longest texts of a guest that are kept and passed on, in bytes.
+const WORD: usize = 64;
+const MESSAGE: usize = 4096;
+
+/// Connects again and again, until the task is dropped.
+pub(super) async fn run(
+    peer: Peer,
+    commands: mpsc::WeakSender<Command>,
+    mut inbox: mpsc::Receiver<Command>,
+    connected: watch::Sender<bool>,
+) {
+    let mut shutdown = None;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match qmp::connect(&peer.folder, AGENT_SOCKET).await {
+            Ok(stream) => {
+                connected.send_replace(true);
+                let (read, write) = stream.into_split();
+                let mut channel = Channel::new(&peer, commands.clone(), write, shutdown);
+                let ended = channel.talk(read, &mut inbox).await;
+                shutdown = channel.shutdown;
+                connected.send_replace(false);
+                debug!(vm = %peer.uuid, ?ended, "the agent channel closed");
+                if ended == Ended::Dropped {
+                    return;
+                }
+            }
+            Err(error) => debug!(vm = %peer.uuid, %error, "the agent socket is not there"),
+        }
+        let again = Instant::now() + pause;
+        pause = (pause * 2).min(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Shutdown { grace_s }) => shutdown = Some(grace_s),
+                    Some(command) => refuse(command),
+                    None => return,
+                },
+                () = sleep_until(again) => break,
+            }
+        }
+    }
+}
+
+fn refuse(command: Command) {
+    let silent = || stream_error("agent_silent", "the guest agent has not answered yet");
+    match command {
+        Command::Containers(reply) => drop(reply.send(Err(silent()))),
+        Command::LogsOpen { opened, .. } => drop(opened.send(Err(silent()))),
+        Command::Shutdown { .. } | Command::LogsCredit { .. } | Command::LogsClose { .. } => {}
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// The socket closed.
+    Closed,
+    /// Nobody holds the agent any more.
+    Dropped,
+}
+
+struct LogSide {
+    pieces: mpsc::UnboundedSender<Piece>,
+    /// Bytes that the guest may still send.
+    credit: u64,
+}
+
+struct Channel<'a> {
+    peer: &'a Peer,
+    commands: mpsc::WeakSender<Command>,
+    session: String,
+    talking: bool,
+    outgoing: mpsc::Sender<Zeroizing<Vec<u8>>>,
+    _writer: AbortOnDropHandle<()>,
+    /// Grace of a power-off that the guest was not told of in this session.
+    shutdown: Option<u32>,
+    next_id: u64,
+    questions: HashMap<u64, oneshot::Sender<Result<Vec<Container>, StreamError>>>,
+    logs: HashMap<u64, LogSide>,
+    /// The newest state that was not taken in yet, and when it may be.
+    state: Option<GuestState>,
+    state_due: Instant,
+    keys_due: Instant,
+    fetching: Option<AbortOnDropHandle<Result<Keys, KeyError>>>,
+}
+
+impl<'a> Channel<'a> {
+    fn new(peer: &'a Peer, commands: mpsc::WeakSender<Command>, write: OwnedWriteHalf, shutdown: Option<u32>) -> Self {
+        let (outgoing, lines) = mpsc::channel(OUTGOING);
+        let now = Instant::now();
+        Self {
+            peer,
+            commands,
+            session: Uuid::new_v4().simple().to_string(),
+            talking: false,
+            outgoing,
+            _writer: AbortOnDropHandle::new(tokio::spawn(write_lines(write, lines))),
+            shutdown,
+            next_id: 1,
+            questions: HashMap::new(),
+            logs: HashMap::new(),
+            state: None,
+            state_due: now,
+            keys_due: now,
+            fetching: None,
+        }
+    }
+
+    async fn talk(&mut self, read: OwnedReadHalf, inbox: &mut mpsc::Receiver<Command>) -> Ended {
+        let mut lines = Lines::new(read);
+        // Ends whatever a host before us was in the middle of writing.
+        self.push(Zeroizing::new(b"\n".to_vec()));
+        self.hello();
+        let mut hello_due = Instant::now() + HELLO;
+        loop {
+            tokio::select! {
+                line = lines.next() => match line {
+                    Ok(Some(line)) => self.hear(&line),
+                    Ok(None) | Err(_) => {
+                        self.take_state();
+                        return Ended::Closed;
+                    }
+                },
+                command = inbox.recv() => match command {
+                    Some(command) if self.talking => self.command(command),
+                    Some(Command::Shutdown { grace_s }) => self.shutdown = Some(grace_s),
+                    Some(command) => refuse(command),
+                    None => return Ended::Dropped,
+                },
+                () = sleep_until(hello_due), if !self.talking => {
+                    self.hello();
+                    hello_due = Instant::now() + HELLO;
+                }
+                () = sleep_until(self.state_due), if self.state.is_some() => self.take_state(),
+                keys = fetched(&mut self.fetching) => self.keys(keys),
+            }
+        }
+    }
+
+    fn hello(&self) {
+        self.say(&ToGuest::Hello { session: self.session.clone() });
+    }
+
+    fn say(&self, message: &ToGuest) {
+        match serde_json::to_vec(message) {
+            Ok(mut line) => {
+                line.push(b'\n');
+                self.push(Zeroizing::new(line));
+            }
+            Err(error) => warn!(vm = %self.peer.uuid, %error, "a line to the guest that cannot be written"),
+        }
+    }
+
+    fn push(&self, line: Zeroizing<Vec<u8>>) {
+        if line.len() > MAX_LINE {
+            warn!(vm = %self.peer.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
+        } else if self.outgoing.try_send(line).is_err() {
+            debug!(vm = %self.peer.uuid, "the guest does not read; a line to it was dropped");
+        }
+    }
+
+    fn hear(&mut self, line: &[u8]) {
+        if line.is_empty() {
+            return;
+        }
+        let Ok(message) = serde_json::from_slice::<FromGuest>(line) else {
+            debug!(vm = %self.peer.uuid, bytes = line.len(), "a line of the guest that means nothing was dropped");
+            return;
+        };
+        match message {
+            FromGuest::HelloAck { session, state } if session == self.session => {
+                if !self.talking {
+                    info!(vm = %self.peer.uuid, progress = %cut(state.boot_progress.clone(), WORD), "the guest agent answered");
+                }
+                self.talking = true;
+                self.state = Some(state);
+                self.take_state();
+                if let Some(grace_s) = self.shutdown.take() {
+                    self.say(&ToGuest::Shutdown { grace_s });
+                }
+            }
+            FromGuest::HelloAck { .. } => {}
+            _ if !self.talking => {}
+            FromGuest::NeedConfig => self.config(),
+            FromGuest::NeedKeys => self.need_keys(),
+            FromGuest::State(state) => {
+                self.state = Some(state);
+                if Instant::now() >= self.state_due {
+                    self.take_state();
+                }
+            }
+            FromGuest::Containers { id, containers, error } => {
+                if let Some(question) = self.questions.remove(&id) {
+                    let failed = error.map(|e| stream_error("internal", cut(e, MESSAGE)));
+                    let _ = question.send(failed.map_or(Ok(containers), Err));
+                }
+            }
+            FromGuest::Log { id, channel, data } => self.log(id, channel, &data),
+            FromGuest::LogEnd { id, error } => self.log_end(id, error),
+        }
+    }
+
+    fn take_state(&mut self) {
+        let Some(state) = self.state.take() else { return };
+        self.state_due = Instant::now() + STATE_SPACING;
+        let guest = GuestView {
+            agent: true,
+            boot_progress: Some(cut(state.boot_progress, WORD)),
+            boot_error: state
+                .boot_error
+                .map(|e| BootError { step: cut(e.step, WORD), message: cut(e.message, MESSAGE) }),
+            shutdown_progress: state.shutdown_progress.map(|p| cut(p, WORD)),
+        };
+        self.peer.view.send_if_modified(|view| {
+            let news = view.guest != guest;
+            view.guest = guest;
+            news
+        });
+    }
+
+    fn config(&self) {
+        let Some(spec) = &self.peer.spec else { return };
+        self.say(&ToGuest::Config(Box::new(Config {
+            vm_uuid: spec.uuid.to_string(),
+            app_id: spec.app_id.clone(),
+            instance_id: spec.instance_id.clone(),
+            hostname: hostname(&spec.name),
+            app_compose: spec.app_compose.clone(),
+            encrypted_env: spec.encrypted_env.clone(),
+            user_config: spec.user_config.clone(),
+            now: clock::now(),
+        })));
+    }
+
+    fn need_keys(&mut self) {
+        let now = Instant::now();
+        if self.fetching.is_some() || self.peer.spec.is_none() {
+            return;
+        }
+        let (wait, keys, uuid) = (self.keys_due.saturating_duration_since(now), self.peer.keys.clone(), self.peer.uuid);
+        self.keys_due = now + wait + KEYS_SPACING;
+        self.fetching = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            keys.keys(uuid).await
+        })));
+    }
+
+    fn keys(&mut self, keys: Result<Keys, KeyError>) {
+        self.fetching = None;
+        match keys {
+            Ok(keys) => {
+                let mut message = ToGuest::Keys(keys);
+                self.say(&message);
+                if let ToGuest::Keys(keys) = &mut message {
+                    keys.env_key.zeroize();
+                    keys.disk_key.zeroize();
+                }
+            }
+            Err(error) => {
+                warn!(vm = %self.peer.uuid, %error, "no keys for the guest");
+                let retry_s = matches!(error, KeyError::Unreachable).then_some(KEYS_RETRY_S);
+                self.say(&ToGuest::Refused { what: "keys".to_owned(), reason: error.to_string(), retry_s });
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Shutdown { grace_s } => self.say(&ToGuest::Shutdown { grace_s }),
+            Command::Containers(reply) => {
+                self.questions.retain(|_, question| !question.is_closed());
+                if self.questions.len() < MAX_OPEN {
+                    let id = self.id();
+                    self.questions.insert(id, reply);
+                    self.say(&ToGuest::Containers { id });
+                }
+            }
+            Command::LogsOpen { container, options, opened } => self.open_log(container, options, opened),
+            Command::LogsCredit { id, bytes } => {
+                if let Some(log) = self.logs.get_mut(&id) {
+                    log.credit = log.credit.saturating_add(bytes);
+                    self.say(&ToGuest::LogsCredit { id, bytes });
+                }
+            }
+            Command::LogsClose { id } => self.close_log(id),
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn open_log(
+        &mut self,
+        container: String,
+        options: LogOptions,
+        opened: oneshot::Sender<Result<LogStream, StreamError>>,
+    ) {
+        let (pieces, receiver) = mpsc::unbounded_channel();
+        let commands = self.commands.upgrade();
+        let Some(commands) = commands.filter(|_| self.logs.len() < MAX_OPEN) else {
+            let _ = opened.send(Err(stream_error("internal", "too many logs of this VM are open")));
+            return;
+        };
+        let id = self.id();
+        self.logs.insert(id, LogSide { pieces, credit: STREAM_WINDOW });
+        self.say(&ToGuest::LogsOpen { id, container, options });
+        let _ = opened.send(Ok(LogStream { id, pieces: receiver, commands, ended: false }));
+    }
+
+    fn log(&mut self, id: u64, channel: u8, data: &str) {
+        let Some(log) = self.logs.get_mut(&id) else { return };
+        let Ok(data) = BASE64.decode(data) else { return };
+        let size = data.len() as u64;
+        if size == 0 {
+            return;
+        }
+        if size > log.credit {
+            warn!(vm = %self.peer.uuid, "the guest sent more of a log than it may; closing it");
+            let error = stream_error("internal", "the guest agent sent too much");
+            let _ = log.pieces.send(Piece::End(Some(error)));
+            return self.close_log(id);
+        }
+        log.credit -= size;
+        let channel = if channel == 2 { 2 } else { 1 };
+        if log.pieces.send(Piece::Data(channel, Bytes::from(data))).is_err() {
+            self.close_log(id);
+        }
+    }
+
+    fn log_end(&mut self, id: u64, error: Option<StreamError>) {
+        if let Some(log) = self.logs.remove(&id) {
+            let error = error.map(|e| stream_error(known_code(&e.code), cut(e.message, MESSAGE)));
+            let _ = log.pieces.send(Piece::End(error));
+        }
+    }
+
+    fn close_log(&mut self, id: u64) {
+        if self.logs.remove(&id).is_some() {
+            self.say(&ToGuest::LogsClose { id });
+        }
+    }
+}
+
+/// The keys when they have come; never, when none are awaited.
+async fn fetched(fetching: &mut Option<AbortOnDropHandle<Result<Keys, KeyError>>>) -> Result<Keys, KeyError> {
+    match fetching {
+        Some(task) => task.await.unwrap_or(Err(KeyError::Unreachable)),
+        None => std::future::pending().await,
+    }
+}
+
+async fn write_lines(mut write: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>) {
+    while let Some(line) = lines.recv().await {
+        if write.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A guest may only use the protocol's own words.
+fn known_code(code: &str) -> &'static str {
+    match code {
+        "no_such_container" => "no_such_container",
+        "not_running" => "not_running",
+        _ => "internal",
+    }
+}
+
+/// At most `most` bytes of `text`, cut between characters.
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let at = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(at);
+    }
+    text
+}
+
+/// A name that a kernel takes as its host name.
+fn hostname(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let text: String = name.chars().map(plain).take(63).collect();
+    let text = text.trim_matches('-');
+    if text.is_empty() { "vm".to_owned() } else { text.to_owned() }
+}

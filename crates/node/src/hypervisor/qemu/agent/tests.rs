@@ -1,0 +1,242 @@
+//! The channel against guests that behave and guests that do not.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use holdfast_model::guest::{FromGuest, GuestState, Keys, MAX_LINE, ToGuest};
+use holdfast_model::node::STREAM_WINDOW;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::hypervisor::KeyError;
+use crate::hypervisor::qemu::argv::AGENT_SOCKET;
+
+#[derive(Default)]
+struct Source {
+    asked: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl KeySource for Source {
+    /// Unreachable at first, then a key.
+    async fn keys(&self, _uuid: Uuid) -> Result<Keys, KeyError> {
+        match self.asked.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(KeyError::Unreachable),
+            _ => Ok(Keys { env_key: "e".into(), disk_key: "d".into() }),
+        }
+    }
+}
+
+/// The guest's end of a channel.
+struct Guest {
+    lines: tokio::io::Lines<BufReader<OwnedReadHalf>>,
+    write: OwnedWriteHalf,
+}
+
+impl Guest {
+    fn new(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self { lines: BufReader::new(read).lines(), write }
+    }
+
+    async fn say(&mut self, message: &FromGuest) {
+        let line = serde_json::to_string(message).expect("json") + "\n";
+        self.write.write_all(line.as_bytes()).await.expect("write");
+    }
+
+    async fn hear(&mut self) -> ToGuest {
+        loop {
+            let line = tokio::time::timeout(Duration::from_secs(5), self.lines.next_line());
+            let line = line.await.expect("in time").expect("read").expect("a line");
+            if !line.is_empty() {
+                return serde_json::from_str(&line).expect("json");
+            }
+        }
+    }
+
+    async fn greet(&mut self, progress: &str) {
+        let ToGuest::Hello { session } = self.hear().await else { panic!("no hello") };
+        self.say(&FromGuest::HelloAck { session, state: state(progress) }).await;
+    }
+}
+
+fn state(progress: &str) -> GuestState {
+    GuestState { boot_progress: progress.to_owned(), ..GuestState::default() }
+}
+
+struct Rig {
+    agent: Agent,
+    view: watch::Receiver<View>,
+    listener: UnixListener,
+    _dir: tempfile::TempDir,
+}
+
+fn rig() -> Rig {
+    // Deeper than a socket's path may be.
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path().join("x".repeat(120));
+    std::fs::create_dir(&folder).expect("mkdir");
+    let short = dir.path().join("s");
+    std::os::unix::fs::symlink(&folder, &short).expect("symlink");
+    let listener = UnixListener::bind(short.join(AGENT_SOCKET)).expect("bind");
+    let (sender, view) = watch::channel(View::default());
+    let spec = VmSpec {
+        uuid: Uuid::nil(),
+        name: "My App!".into(),
+        app_id: "a".into(),
+        instance_id: "i".into(),
+        image: String::new(),
+        vcpu: 1,
+        memory_mb: 1,
+        disk_gb: 1,
+        ports: vec![],
+        compose_hash: String::new(),
+        app_compose: "{}".into(),
+        encrypted_env: Some("ff".into()),
+        user_config: None,
+        restart_policy: Default::default(),
+    };
+    let keys = Arc::new(Source::default());
+    let agent = Agent::open(Peer { uuid: Uuid::nil(), folder, spec: Some(spec), keys, view: sender });
+    Rig { agent, view, listener, _dir: dir }
+}
+
+async fn accept(rig: &Rig) -> Guest {
+    let accepted = tokio::time::timeout(Duration::from_secs(5), rig.listener.accept());
+    Guest::new(accepted.await.expect("in time").expect("accept").0)
+}
+
+async fn progress(rig: &mut Rig, wanted: &str) {
+    let reached = rig.view.wait_for(|v| v.guest.boot_progress.as_deref() == Some(wanted));
+    tokio::time::timeout(Duration::from_secs(5), reached).await.expect("in time").expect("open");
+}
+
+#[tokio::test]
+async fn config_keys_and_state() {
+    let mut rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.say(&FromGuest::NeedConfig).await;
+    guest.say(&FromGuest::HelloAck { session: "of another host".into(), state: state("a lie") }).await;
+    guest.greet("booting").await;
+    progress(&mut rig, "booting").await;
+    guest.say(&FromGuest::NeedConfig).await;
+    let ToGuest::Config(config) = guest.hear().await else { panic!("no config") };
+    assert_eq!((config.hostname.as_str(), config.encrypted_env.as_deref()), ("my-app", Some("ff")));
+    guest.say(&FromGuest::NeedKeys).await;
+    assert!(matches!(guest.hear().await, ToGuest::Refused { retry_s: Some(_), .. }));
+    guest.say(&FromGuest::NeedKeys).await;
+    let ToGuest::Keys(keys) = guest.hear().await else { panic!("no keys") };
+    assert_eq!((keys.env_key.as_str(), keys.disk_key.as_str()), ("e", "d"));
+    guest.say(&FromGuest::State(state("done"))).await;
+    progress(&mut rig, "done").await;
+}
+
+#[tokio::test]
+async fn rubbish_is_dropped_and_a_lost_connection_made_again() {
+    let mut rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.greet("booting").await;
+    guest.write.write_all(&vec![b'{'; 3 * MAX_LINE]).await.expect("write");
+    guest.write.write_all(b"\n\xff\xfe\n{\"is\":\"root\"}\n[1]\n").await.expect("write");
+    guest.say(&FromGuest::State(state(&"é".repeat(500)))).await;
+    progress(&mut rig, &"é".repeat(32)).await;
+    drop(guest);
+    let mut guest = accept(&rig).await;
+    guest.greet("done").await;
+    progress(&mut rig, "done").await;
+}
+
+#[tokio::test]
+async fn a_flood_of_states_is_thinned_out() {
+    let mut rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.greet("0").await;
+    progress(&mut rig, "0").await;
+    let counting = async {
+        let mut changes = 0;
+        while rig.view.borrow_and_update().guest.boot_progress.as_deref() != Some("done") {
+            rig.view.changed().await.expect("open");
+            changes += 1;
+        }
+        changes
+    };
+    let flood = async {
+        for i in 0..5000 {
+            guest.say(&FromGuest::State(state(&i.to_string()))).await;
+        }
+        guest.say(&FromGuest::State(state("done"))).await;
+    };
+    let (changes, ()) =
+        tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(counting, flood) }).await.expect("in time");
+    assert!(changes < 500, "{changes}");
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_the_guest_to_listen() {
+    let rig = rig();
+    rig.agent.line().shutdown(7).await;
+    let mut guest = accept(&rig).await;
+    guest.greet("booting").await;
+    assert!(matches!(guest.hear().await, ToGuest::Shutdown { grace_s: 7 }));
+}
+
+#[tokio::test]
+async fn logs_move_on_credit() {
+    let rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.greet("done").await;
+    let line = rig.agent.line();
+    let mut log = loop {
+        match line.logs("web".into(), LogOptions::default()).await {
+            Ok(log) => break log,
+            Err(error) => assert_eq!(error.code, "agent_silent"),
+        }
+    };
+    let ToGuest::LogsOpen { id, container, .. } = guest.hear().await else { panic!("no log asked for") };
+    assert_eq!(container, "web");
+    let data = |text: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    guest.say(&FromGuest::Log { id, channel: 2, data: data(b"hello") }).await;
+    assert_eq!(log.next().await.expect("open"), Some((2, Bytes::from_static(b"hello"))));
+    log.passed_on(5).await;
+    assert!(matches!(guest.hear().await, ToGuest::LogsCredit { bytes: 5, .. }));
+    let window = usize::try_from(STREAM_WINDOW).expect("fits");
+    guest.say(&FromGuest::Log { id, channel: 1, data: data(&vec![b'x'; window]) }).await;
+    guest.say(&FromGuest::Log { id, channel: 1, data: data(b"too much") }).await;
+    assert_eq!(log.next().await.expect("open").expect("data").1.len(), window);
+    assert_eq!(log.next().await.expect_err("closed").code, "internal");
+    assert!(matches!(guest.hear().await, ToGuest::LogsClose { .. }));
+
+    let mut second = line.logs("db".into(), LogOptions::default()).await.expect("open");
+    let ToGuest::LogsOpen { id, .. } = guest.hear().await else { panic!("no log asked for") };
+    let error = stream_error("no_such_container", "no db");
+    guest.say(&FromGuest::LogEnd { id, error: Some(error.clone()) }).await;
+    assert_eq!(second.next().await.expect_err("ended"), error);
+    let third = line.logs("web".into(), LogOptions::default()).await.expect("open");
+    assert!(matches!(guest.hear().await, ToGuest::LogsOpen { .. }));
+    drop(third);
+    assert!(matches!(guest.hear().await, ToGuest::LogsClose { .. }));
+}
+
+#[tokio::test]
+async fn containers_are_asked_for() {
+    let rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.greet("done").await;
+    let line = rig.agent.line();
+    let asking = async {
+        loop {
+            match line.containers().await {
+                Err(error) if error.message.contains("yet") => {}
+                other => return other,
+            }
+        }
+    };
+    let answering = async {
+        let ToGuest::Containers { id } = guest.hear().await else { panic!("nothing asked") };
+        guest.say(&FromGuest::Containers { id: id + 100, containers: vec![], error: Some("foreign".into()) }).await;
+        guest.say(&FromGuest::Containers { id, containers: vec![], error: None }).await;
+    };
+    let (answer, ()) = tokio::join!(asking, answering);
+    assert_eq!(answer, Ok(vec![]));
+}
