@@ -25,6 +25,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// How long `/readyz` may take.
     pub ready_within: Duration,
+    /// A file that the server sees as the kernel's boot id: to it, the host was restarted. Needs root.
+    pub boot_id: Option<PathBuf>,
 }
 
 impl Options {
@@ -35,6 +37,7 @@ impl Options {
             port: None,
             args: Vec::new(),
             ready_within: Duration::from_secs(120),
+            boot_id: None,
         }
     }
 
@@ -77,9 +80,17 @@ impl Server {
         self.wait_ready()
     }
 
+    /// What the next start takes for the kernel's boot id.
+    pub fn set_boot_id(&mut self, file: PathBuf) {
+        self.options.boot_id = Some(file);
+    }
+
     fn spawn(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(&self.options.binary);
+        let mut command = match &self.options.boot_id {
+            Some(file) => with_boot_id(file, &self.options.binary),
+            None => Command::new(&self.options.binary),
+        };
         command
             .arg("serve")
             .arg("--data-dir")
@@ -219,6 +230,14 @@ impl Drop for Node {
         }
         process::kill_vms(&self.data_dir);
     }
+}
+
+/// `program` in a mount namespace of its own, where `file` lies over the kernel's boot id. Keeps the process id.
+fn with_boot_id(file: &Path, program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(file).arg(program);
+    command
 }
 
 fn end(child: Option<Child>, signal: Signal, limit: Duration) -> Result<ExitStatus> {

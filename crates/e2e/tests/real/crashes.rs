@@ -113,3 +113,35 @@ fn qemu_killed_while_it_boots_runs_and_is_removed() {
     cloud.done(&delete, SOON * 2);
     leftovers::assert_none(&cloud, &cvm);
 }
+
+/// The host loses power: server and QEMU are gone at once, and the kernel that comes up has another boot id.
+#[test]
+fn a_host_that_was_restarted_runs_what_should_run() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can give the server another boot id");
+        return;
+    }
+    let mut cloud = Cloud::real();
+    let (cvm, create) = deploy(&cloud, "survivor");
+    cloud.done(&create, BOOT);
+    let (idle, create) = deploy(&cloud, "idle");
+    cloud.done(&create, BOOT);
+    let stop = cloud.power(&idle, "stop");
+    cloud.done(&stop, BOOT);
+    cloud.server.kill().expect("it was running");
+    process::kill_vms(cloud.folder.path());
+    let none = until(SOON, "every QEMU is gone", || Ok(process::vms_of(cloud.folder.path()).is_empty().then_some(())));
+    none.expect("killed");
+    let boot_id = cloud.folder.path().join("boot_id");
+    std::fs::write(&boot_id, "5f9c3e0a-7d51-4a5e-9d59-0c1a8d1f7b11\n").expect("written");
+    cloud.server.set_boot_id(boot_id);
+    cloud.server.restart().expect("it starts again");
+    cloud.wait_status(&cvm, "running", BOOT);
+    assert!(super::cli::answer(&cloud, &cvm).contains("Hello"));
+    assert_eq!(cloud.status(&idle), "stopped", "what was stopped stays stopped");
+    assert_eq!(process::vms_of(cloud.folder.path()).len(), 1);
+    for cvm in [&cvm, &idle] {
+        cloud.deleted(cvm);
+    }
+    leftovers::assert_none(&cloud, &idle);
+}
