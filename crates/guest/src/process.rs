@@ -44,6 +44,10 @@ pub struct Child {
 
 /// Starts a child in a process group of its own, so that it can be stopped with all it started.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    // The kernel gives PID 1 no PATH.
+    if !command.get_envs().any(|(name, _)| name == "PATH") {
+        command.env("PATH", crate::init::PATH);
+    }
     let mut children = lock(&TABLE.children);
     let child = command.process_group(0).spawn().map_err(|e| {
         io::Error::new(e.kind(), format!("{}: {e}", command.get_program().to_string_lossy()))

@@ -247,26 +247,11 @@ impl Agent {
 
     /// What to say next.
     pub fn next(&self) -> Option<FromGuest> {
-        let mut inner = self.lock();
-        let session = inner.session.clone()?;
-        if std::mem::take(&mut inner.ack_due) {
-            return Some(FromGuest::HelloAck { session, state: inner.state.clone() });
+        let message = self.lock().next();
+        if message.is_some() {
+            self.changed.notify_all();
         }
-        if std::mem::take(&mut inner.state_due) {
-            return Some(FromGuest::State(inner.state.clone()));
-        }
-        if std::mem::take(&mut inner.need_due) {
-            match inner.need {
-                Some(Need::Config) => return Some(FromGuest::NeedConfig),
-                Some(Need::Keys) => return Some(FromGuest::NeedKeys),
-                None => {}
-            }
-        }
-        let message = inner.queue.pop_front()?;
-        inner.queued_bytes = inner.queued_bytes.saturating_sub(size(&message));
-        drop(inner);
-        self.changed.notify_all();
-        Some(message)
+        message
     }
 
     /// Waits until the host has been told everything, but no longer than `limit`.
@@ -331,6 +316,26 @@ impl Agent {
 }
 
 impl Inner {
+    fn next(&mut self) -> Option<FromGuest> {
+        let session = self.session.clone()?;
+        if std::mem::take(&mut self.ack_due) {
+            return Some(FromGuest::HelloAck { session, state: self.state.clone() });
+        }
+        if std::mem::take(&mut self.state_due) {
+            return Some(FromGuest::State(self.state.clone()));
+        }
+        if std::mem::take(&mut self.need_due) {
+            match self.need {
+                Some(Need::Config) => return Some(FromGuest::NeedConfig),
+                Some(Need::Keys) => return Some(FromGuest::NeedKeys),
+                None => {}
+            }
+        }
+        let message = self.queue.pop_front()?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(size(&message));
+        Some(message)
+    }
+
     fn forget_host(&mut self) {
         self.session = None;
         self.queue.clear();
