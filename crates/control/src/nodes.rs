@@ -17,6 +17,17 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(55);
 
 impl Control {
+    /// The word of the Phala clients for a node's state.
+    pub fn node_status(&self, node: &nodes::Node) -> &'static str {
+        if !node.is_online(self.now(), self.node_patience()) {
+            "OFFLINE"
+        } else if node.cordoned {
+            "MAINTENANCE"
+        } else {
+            "ONLINE"
+        }
+    }
+
     pub async fn node_register(&self, token_id: i64, hello: &Register) -> Result<Registered, Error> {
         check_register(hello)?;
         let mut tx = self.store.begin().await?;

@@ -59,11 +59,20 @@ pub struct Store {
 impl Store {
     /// Opens `folder/holdfast.db`, making or migrating it as needed. Lock the folder first ([`FolderLock`]).
     pub async fn open(folder: &Path) -> Result<Self, OpenError> {
+        Self::connect(folder, true).await
+    }
+
+    /// Opens a database that exists, beside the server that may be using it. Changes no schema.
+    pub async fn open_existing(folder: &Path) -> Result<Self, OpenError> {
+        Self::connect(folder, false).await
+    }
+
+    async fn connect(folder: &Path, migrate: bool) -> Result<Self, OpenError> {
         let file = folder.join("holdfast.db");
         let failed = |e: &dyn std::fmt::Display| OpenError::Database(file.clone(), e.to_string());
         let options = SqliteConnectOptions::new()
             .filename(&file)
-            .create_if_missing(true)
+            .create_if_missing(migrate)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
@@ -76,10 +85,20 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(|e| failed(&e))?;
-        MIGRATIONS.run(&write).await.map_err(|e| match e {
-            sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
-            other => failed(&other),
-        })?;
+        if migrate {
+            MIGRATIONS.run(&write).await.map_err(|e| match e {
+                sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
+                other => failed(&other),
+            })?;
+        } else {
+            let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+                .fetch_one(&write)
+                .await
+                .map_err(|e| failed(&e))?;
+            if newest != MIGRATIONS.iter().map(|m| m.version).max() {
+                return Err(failed(&"its schema is of another version; start the server of this version on it once"));
+            }
+        }
         let read = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true))

@@ -1,7 +1,39 @@
+//! Our own surface: what neither contract has.
+
+mod logs;
+mod nodes;
+mod operations;
+
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::App;
 
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Holdfast API", description = "Operations across all resources, nodes, and log streams."),
+    modifiers(&Security)
+)]
+struct Document;
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        components.add_security_scheme("bearer", bearer);
+        components.add_security_scheme("key", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key"))));
+    }
+}
+
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get))
+        .routes(routes!(nodes::list))
+        .routes(routes!(logs::serial))
+        .routes(routes!(logs::container))
 }

@@ -1,7 +1,30 @@
+//! The Nirvana Labs surface: operations, over the same ledger as everything else. VMs, volumes and networks follow.
+
+mod operations;
+
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::App;
 
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Holdfast: Nirvana Labs API", description = "Operations as the Nirvana Labs clients read them."),
+    modifiers(&Security)
+)]
+struct Document;
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("bearer", bearer);
+    }
+}
+
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Document::openapi()).routes(routes!(operations::list)).routes(routes!(operations::get))
 }

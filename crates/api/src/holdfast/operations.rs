@@ -1,0 +1,277 @@
+//! Operations with their steps: what `holdfast ops` and the console read.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use holdfast_engine::{Direction, ops};
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::{Diff, Kind, Status, Verb};
+use holdfast_store::history::{self, Event, Filter};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::App;
+use crate::error::Failure;
+use crate::extract::{Caller, Params};
+
+/// An operation with everything the caller may know of it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = holdfast::Operation)]
+pub struct Operation {
+    /// The same value as Phala's `correlation_id` and Nirvana's `id`.
+    pub id: String,
+    /// `create`, `power_on`, `power_off`, `restart`, `delete`.
+    pub operation_type: String,
+    pub kind: &'static str,
+    pub r#type: &'static str,
+    /// `pending`, `running`, `done`, `failed`, `cancelled` or `stuck`.
+    pub status: &'static str,
+    pub target_state: String,
+    pub resource: Resource,
+    pub actor: Actor,
+    pub project_id: String,
+    pub compose_hash: Option<String>,
+    /// What it changes, by field: `{"from": ..., "to": ...}`. A field that is new has no `from`.
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
+    pub changes: Diff,
+    /// In the order they run; those to come are `pending`.
+    pub steps: Vec<Step>,
+    pub events: Vec<EventView>,
+    pub error: Option<OperationError>,
+    pub request_id: String,
+    pub trace_id: Option<String>,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Timestamp>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+    pub duration_ms: Option<i64>,
+}
+
+/// What an operation acts on, as it is now.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Resource {
+    pub kind: &'static str,
+    pub id: String,
+    /// Name at the time of the operation.
+    pub name: String,
+    pub status: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Actor {
+    pub username: String,
+    pub email: String,
+    pub client_address: Option<String>,
+}
+
+/// One step of the plan, or one undo of a step (`undo_<name>`).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Step {
+    pub name: String,
+    /// `pending`, `running`, `done`, `failed` or `skipped`.
+    pub state: &'static str,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Timestamp>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub completed_at: Option<Timestamp>,
+    pub duration_ms: Option<i64>,
+    /// For the running step: when it times out.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub deadline_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventView {
+    /// Number within the operation, from 1, without gaps.
+    pub seq: i64,
+    pub event_type: String,
+    pub step: Option<String>,
+    #[schema(value_type = String, format = DateTime)]
+    pub timestamp: Timestamp,
+    /// Status of the resource at that moment.
+    pub state: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperationError {
+    pub code: String,
+    pub message: String,
+    pub hint: &'static str,
+    /// Only for administrators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = holdfast::OperationPage)]
+pub struct OperationPage {
+    /// Newest first.
+    pub items: Vec<Operation>,
+    pub next_cursor: Option<String>,
+    pub previous_cursor: Option<String>,
+    /// At most 10,000.
+    pub total: i64,
+}
+
+/// List operations
+#[utoipa::path(get, path = "/holdfast/v1/operations", tag = "Operations", security(("key" = []), ("bearer" = [])), params(
+    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters"),
+    ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "Operations per page, 50 by default"),
+    ("kind" = Option<String>, Query, description = "Only this kind of resource"),
+    ("type" = Option<String>, Query, description = "Only this type"),
+    ("operation_type" = Option<Vec<String>>, Query, description = "Only these operation types"),
+    ("status" = Option<String>, Query, description = "Only this status"),
+    ("resource" = Option<String>, Query, description = "Only operations on this resource, by UUID"),
+    ("created_at_min" = Option<String>, Query, description = "Accepted at or after, RFC 3339"),
+    ("created_at_max" = Option<String>, Query, description = "Accepted at or before, RFC 3339"),
+), responses(
+    (status = 200, body = OperationPage),
+    (status = 400, description = "The cursor is not valid for these filters"),
+    (status = 401, description = "No valid API key"),
+    (status = 422, description = "A parameter is not valid"),
+))]
+pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Json<OperationPage>, Failure> {
+    let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
+    let filter = Filter {
+        workspace: Some(caller.who.workspace_id),
+        kind: params.word("kind", Kind::parse)?,
+        verb: params.word("type", Verb::parse)?,
+        operation_types: params.list("operation_type"),
+        statuses: params.word("status", Status::parse)?.into_iter().collect(),
+        resource_uuid: params.text("resource").map(str::to_owned),
+        created_min: params.time("created_at_min")?,
+        created_max: params.time("created_at_max")?,
+        ..Filter::default()
+    };
+    let listed = app.control.operations("holdfast", &filter, params.text("cursor"), limit).await?;
+    let ids: Vec<i64> = listed.page.operations.iter().map(|o| o.id).collect();
+    let mut events = app.control.store.events(&ids).await?;
+    let items = listed.page.operations.iter().map(|o| view(o, &mut events, caller.who.is_admin()));
+    let items = items.collect::<Result<_, _>>()?;
+    Ok(Json(OperationPage { items, next_cursor: listed.next, previous_cursor: listed.previous, total: listed.total }))
+}
+
+/// Get an operation
+#[utoipa::path(get, path = "/holdfast/v1/operations/{id}", tag = "Operations", security(("key" = []), ("bearer" = [])), params(
+    ("id" = String, Path),
+), responses(
+    (status = 200, body = Operation),
+    (status = 401, description = "No valid API key"),
+    (status = 404, description = "There is no such operation in the workspace"),
+))]
+pub async fn get(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Operation>, Failure> {
+    let found = app.control.store.operation(Some(caller.who.workspace_id), &id.to_ascii_lowercase()).await?;
+    let operation = found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))?;
+    let mut events = app.control.store.events(&[operation.id]).await?;
+    Ok(Json(view(&operation, &mut events, caller.who.is_admin())?))
+}
+
+fn view(
+    operation: &history::Operation,
+    events: &mut HashMap<i64, Vec<Event>>,
+    admin: bool,
+) -> Result<Operation, Error> {
+    let events = events.remove(&operation.id).unwrap_or_default();
+    let ended = operation.completed_at;
+    let error = operation.error_code.as_ref().map(|code| OperationError {
+        code: code.clone(),
+        message: operation.error_message.clone().unwrap_or_default(),
+        hint: Code::from_id(code).map_or("", Code::hint),
+        internal: operation.error_internal.clone().filter(|_| admin),
+    });
+    Ok(Operation {
+        id: operation.uuid.clone(),
+        operation_type: operation.operation_type.clone(),
+        kind: operation.kind()?.as_str(),
+        r#type: operation.verb()?.as_str(),
+        status: operation.status()?.as_str(),
+        target_state: operation.target_state.clone(),
+        resource: Resource {
+            kind: operation.kind()?.as_str(),
+            id: operation.resource_uuid.clone(),
+            name: operation.resource_name.clone(),
+            status: operation.resource_status.clone(),
+        },
+        actor: Actor {
+            username: operation.username.clone(),
+            email: operation.email.clone(),
+            client_address: operation.client_address.clone(),
+        },
+        project_id: operation.project_uuid.clone(),
+        compose_hash: operation.compose_hash.clone(),
+        changes: operation.diff()?,
+        steps: steps(operation, &events)?,
+        events: events
+            .iter()
+            .map(|e| EventView {
+                seq: e.seq,
+                event_type: e.event_type.clone(),
+                step: e.step.clone(),
+                timestamp: Timestamp(e.at),
+                state: e.state.clone(),
+            })
+            .collect(),
+        error,
+        request_id: operation.request_id.clone(),
+        trace_id: operation.trace_id.clone(),
+        created_at: Timestamp(operation.created_at),
+        started_at: operation.started_at.map(Timestamp),
+        completed_at: ended.map(Timestamp),
+        updated_at: Timestamp(operation.updated_at),
+        duration_ms: ended.map(|at| (at - operation.created_at) / 1000),
+    })
+}
+
+/// The steps that ran, from their events, and those that the plan still has.
+fn steps(operation: &history::Operation, events: &[Event]) -> Result<Vec<Step>, Error> {
+    let mut steps: Vec<Step> = Vec::new();
+    for event in events {
+        let Some(name) = &event.step else { continue };
+        let at = Timestamp(event.at);
+        if event.event_type.ends_with(".start") {
+            steps.push(Step {
+                name: name.clone(),
+                state: "running",
+                started_at: Some(at),
+                completed_at: None,
+                duration_ms: None,
+                deadline_at: None,
+            });
+        } else if let Some(step) = steps.iter_mut().rev().find(|s| &s.name == name) {
+            step.state = if event.event_type.ends_with(".end") { "done" } else { "failed" };
+            step.completed_at = Some(at);
+            step.duration_ms = step.started_at.map(|start| (at.micros() - start.micros()) / 1000);
+        }
+    }
+    if let Some(running) = steps.last_mut().filter(|s| s.state == "running") {
+        running.deadline_at = operation.deadline_at.map(Timestamp);
+    }
+    let version = u32::try_from(operation.plan_version).unwrap_or(0);
+    let forward = operation.direction == Direction::Forward.as_str();
+    if let Some(plan) = ops::find(&operation.operation_type, version) {
+        let to_come = if forward && !operation.status()?.is_terminal() { "pending" } else { "skipped" };
+        for step in plan.steps {
+            if !steps.iter().any(|s| s.name == step.name) {
+                steps.push(Step {
+                    name: step.name.to_owned(),
+                    state: to_come,
+                    started_at: None,
+                    completed_at: None,
+                    duration_ms: None,
+                    deadline_at: None,
+                });
+            }
+        }
+    }
+    Ok(steps)
+}

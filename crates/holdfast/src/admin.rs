@@ -1,0 +1,61 @@
+//! `holdfast admin`: what needs the data folder itself. Works beside a running server.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+use holdfast_control::{SystemClock, setup};
+use holdfast_store::Store;
+
+use crate::serve::open_error;
+use crate::{Common, load};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Issue a token for one node; prints it once
+    NodeToken {
+        #[command(flatten)]
+        common: Common,
+        /// What to call the token in lists
+        #[arg(long, default_value = "node")]
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new admin API key when the old one is lost; it replaces admin.key
+    NewKey {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: Command) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::NodeToken { common, name, json } => {
+                let data_dir = load(&common, Vec::new())?.data_dir()?;
+                let store = Store::open_existing(&data_dir).await.map_err(open_error)?;
+                let token = setup::node_token(&store, &SystemClock, &name).await?;
+                print(json, "token", &token);
+            }
+            Command::NewKey { common, json } => {
+                let data_dir = load(&common, Vec::new())?.data_dir()?;
+                let store = Store::open_existing(&data_dir).await.map_err(open_error)?;
+                let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
+                print(json, "key", &key);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn print(json: bool, name: &str, secret: &str) {
+    if json {
+        println!("{}", serde_json::json!({ name: secret }));
+    } else {
+        println!("{secret}");
+    }
+}

@@ -1,0 +1,242 @@
+//! `holdfast ops`: reading operations. `watch` polls the operation itself, so what it shows is always what is.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Subcommand;
+use holdfast_model::Timestamp;
+use serde_json::Value;
+
+use crate::client::{Client, block_on, table, text};
+use crate::{Common, refused};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List operations, newest first
+    List {
+        #[command(flatten)]
+        common: Common,
+        /// At most this many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=500))]
+        limit: u16,
+        /// pending, running, done, failed, cancelled or stuck
+        #[arg(long)]
+        status: Option<String>,
+        /// UUID of the CVM
+        #[arg(long)]
+        resource: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one operation with its steps
+    Show {
+        id: String,
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow one operation to its end; exits 0 when done, 1 when failed, 3 when cancelled
+    Watch {
+        id: String,
+        #[command(flatten)]
+        common: Common,
+        /// One JSON document per change
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::List { common, limit, status, resource, json } => {
+            let client = Client::new(&common)?;
+            let mut path = format!("/operations?limit={limit}");
+            for (name, value) in [("status", status), ("resource", resource)] {
+                if let Some(value) = value {
+                    let value: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
+                    path.push_str(&format!("&{name}={value}"));
+                }
+            }
+            let answer = block_on(client.get(&path))?;
+            if json {
+                println!("{answer}");
+            } else {
+                println!("{}", list(&answer));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Show { id, common, json } => {
+            let client = Client::new(&common)?;
+            let operation = block_on(client.get(&path_of(&id)?))?;
+            if json {
+                println!("{operation}");
+            } else {
+                println!("{}", show(&operation));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Watch { id, common, json } => block_on(watch(Client::new(&common)?, path_of(&id)?, json)),
+    }
+}
+
+fn path_of(id: &str) -> Result<String> {
+    let id: uuid::Uuid = id.parse().map_err(|_| refused(format!("\"{id}\" is not an operation id (a UUID)")))?;
+    Ok(format!("/operations/{id}"))
+}
+
+fn list(answer: &Value) -> String {
+    let rows: Vec<Vec<String>> = answer["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|operation| {
+            vec![
+                text(operation, "id").to_owned(),
+                text(operation, "operation_type").to_owned(),
+                text(&operation["resource"], "name").to_owned(),
+                text(operation, "status").to_owned(),
+                text(&operation["actor"], "username").to_owned(),
+                text(operation, "created_at").get(..19).unwrap_or_default().to_owned(),
+                operation["duration_ms"].as_i64().map(duration).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(&["ID", "OPERATION", "CVM", "STATUS", "BY", "STARTED (UTC)", "TOOK"], &rows)
+}
+
+fn show(operation: &Value) -> String {
+    let mut out = headline(operation);
+    out.push_str(&format!("\n  id        {}", text(operation, "id")));
+    out.push_str(&format!("\n  by        {}", text(&operation["actor"], "username")));
+    out.push_str(&format!("\n  accepted  {}", text(operation, "created_at")));
+    if let Some(ms) = operation["duration_ms"].as_i64() {
+        out.push_str(&format!("\n  took      {}", duration(ms)));
+    }
+    for (field, change) in operation["changes"].as_object().into_iter().flatten() {
+        let side = |name: &str| if change[name].is_null() { "-".to_owned() } else { change[name].to_string() };
+        out.push_str(&format!("\n  changes   {field}: {} -> {}", side("from"), side("to")));
+    }
+    for step in operation["steps"].as_array().into_iter().flatten() {
+        out.push('\n');
+        out.push_str(&step_line(step, None));
+    }
+    out.push_str(&failure(operation));
+    out
+}
+
+fn headline(operation: &Value) -> String {
+    let resource = &operation["resource"];
+    format!("{} {}: {}", text(operation, "operation_type"), text(resource, "name"), text(operation, "status"))
+}
+
+fn failure(operation: &Value) -> String {
+    let error = &operation["error"];
+    if error.is_null() {
+        return String::new();
+    }
+    let mut out = format!("\n  error     {} {}\n  hint      {}", text(error, "code"), text(error, "message"), text(error, "hint"));
+    if let Some(internal) = error["internal"].as_str() {
+        out.push_str(&format!("\n  cause     {internal}"));
+    }
+    out
+}
+
+fn step_line(step: &Value, now: Option<Timestamp>) -> String {
+    let state = text(step, "state");
+    let mark = match state {
+        "done" => "+",
+        "failed" => "x",
+        "running" => ">",
+        _ => " ",
+    };
+    let took = match (step["duration_ms"].as_i64(), now, Timestamp::parse(text(step, "started_at"))) {
+        (Some(ms), ..) => duration(ms),
+        (None, Some(now), Some(start)) if state == "running" => {
+            duration(i64::try_from(now.since(start).as_millis()).unwrap_or(0))
+        }
+        _ => String::new(),
+    };
+    format!("  {mark} {:16} {state:8} {took}", text(step, "name")).trim_end().to_owned()
+}
+
+fn duration(ms: i64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        _ => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+    }
+}
+
+async fn watch(client: Client, path: String, json: bool) -> Result<ExitCode> {
+    let live = std::io::stderr().is_terminal() && !json;
+    let mut drawn = 0;
+    let mut last = Value::Null;
+    let mut silent_since: Option<std::time::Instant> = None;
+    loop {
+        let operation = match client.get(&path).await {
+            Ok(operation) => operation,
+            // A server that restarts is waited for; an answer that says no is final.
+            Err(error) if error.root_cause().is::<reqwest::Error>() || format!("{error:#}").contains("cannot reach") => {
+                let since = *silent_since.get_or_insert_with(std::time::Instant::now);
+                if since.elapsed() > Duration::from_secs(60) {
+                    return Err(error);
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        silent_since = None;
+        let changed = operation["updated_at"] != last["updated_at"];
+        if json && changed {
+            println!("{operation}");
+        } else if live {
+            drawn = draw(&operation, drawn)?;
+        } else if changed {
+            print_news(&operation, &last);
+        }
+        let code = match text(&operation, "status") {
+            "done" => Some(0),
+            "failed" | "stuck" => Some(1),
+            "cancelled" => Some(3),
+            _ => None,
+        };
+        if let Some(code) = code {
+            if !json {
+                println!("{}{}", headline(&operation), failure(&operation));
+            }
+            return Ok(ExitCode::from(code));
+        }
+        last = operation;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Draws the steps over the last drawing. Returns how many lines there are now.
+fn draw(operation: &Value, drawn: usize) -> Result<usize> {
+    let now = holdfast_control::Clock::now(&holdfast_control::SystemClock);
+    let mut lines = vec![headline(operation)];
+    lines.extend(operation["steps"].as_array().into_iter().flatten().map(|step| step_line(step, Some(now))));
+    let mut err = std::io::stderr().lock();
+    if drawn > 0 {
+        write!(err, "\x1b[{drawn}A")?;
+    }
+    for line in &lines {
+        writeln!(err, "\x1b[2K{line}")?;
+    }
+    Ok(lines.len())
+}
+
+/// Prints the steps that changed.
+fn print_news(operation: &Value, last: &Value) {
+    for step in operation["steps"].as_array().into_iter().flatten() {
+        let before = last["steps"].as_array().into_iter().flatten().find(|s| s["name"] == step["name"]);
+        let state = text(step, "state");
+        if before.is_none_or(|b| b["state"] != step["state"]) && !matches!(state, "pending" | "skipped") {
+            eprintln!("{}", step_line(step, None));
+        }
+    }
+}
