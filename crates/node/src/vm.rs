@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::node::{DesiredVm, VmReport};
-use holdfast_model::vm::{RestartPolicy, VmSpec};
+use holdfast_model::vm::{RestartPolicy, RunState, VmSpec};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -54,8 +54,10 @@ impl Vm {
     pub fn new(context: Arc<Context>, news: watch::Receiver<Arc<DesiredVm>>) -> Self {
         let desired = news.borrow().clone();
         let record = Record { desired: desired.clone(), runtime: Runtime::default() };
+        // A tombstone of something that is not here needs no trace of its own.
+        let unsaved = desired.run_state != RunState::Absent;
         let local = Local { desired: Some(desired), ..Local::default() };
-        Self { context, uuid: record.desired.uuid, record, local, unsaved: true, view: None, news }
+        Self { context, uuid: record.desired.uuid, record, local, unsaved, view: None, news }
     }
 
     /// A VM that was found on disk.

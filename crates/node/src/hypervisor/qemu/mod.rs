@@ -356,6 +356,9 @@ impl Hypervisor for Qemu {
     }
 
     async fn remove(&self, uuid: Uuid) -> Result<(), Fault> {
+        if !self.records.folder(uuid).exists() {
+            return Ok(());
+        }
         self.kill(uuid).await?;
         let records = self.records.clone();
         let removed = tokio::task::spawn_blocking(move || records.remove(uuid)).await;

@@ -1,0 +1,203 @@
+//! What every hypervisor must do. QEMU is tested with a real guest image if one was built on this machine
+//! (`HOLDFAST_IMAGE_DIR`, or the user's cache folder); without one that half says so and passes.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use holdfast_model::guest::{Keys, LogOptions};
+use holdfast_model::node::LogSource;
+use holdfast_model::vm::VmSpec;
+use holdfast_node::NodeConfig;
+use holdfast_node::hypervisor::qemu::Qemu;
+use holdfast_node::hypervisor::simulated::Simulated;
+use holdfast_node::hypervisor::{Adopted, Hypervisor, KeyError, KeySource, LogSink, Started, View};
+use holdfast_node::record::{Layout, Life, Process, Record, Runtime};
+use support::{real_image, spec, want};
+use tokio::sync::watch;
+
+struct NoKeys;
+
+#[async_trait]
+impl KeySource for NoKeys {
+    async fn keys(&self, _uuid: uuid::Uuid) -> Result<Keys, KeyError> {
+        Err(KeyError::Refused)
+    }
+}
+
+#[derive(Default)]
+struct Text(Vec<u8>);
+
+#[async_trait]
+impl LogSink for Text {
+    async fn write(&mut self, _channel: u8, data: Bytes) -> bool {
+        self.0.extend_from_slice(&data);
+        true
+    }
+}
+
+/// Makes the same hypervisor over the same folder, as often as it is asked to: each is a new life of the node.
+#[async_trait]
+trait Maker: Sync {
+    async fn make(&self) -> Arc<dyn Hypervisor>;
+    fn spec(&self) -> VmSpec;
+}
+
+fn runtime(started: &Started, life: Life) -> Runtime {
+    Runtime { life, epoch: 1, process: started.process, started_at: Some(started.at), ..Runtime::default() }
+}
+
+async fn ended(view: &mut watch::Receiver<View>) {
+    let ended = view.wait_for(|v| v.ended.is_some());
+    tokio::time::timeout(Duration::from_secs(2), ended).await.expect("seen within 2 s").expect("told");
+}
+
+/// Writes the record as the node does before it acts.
+fn announce(hypervisor: &dyn Hypervisor, spec: &VmSpec, runtime: Runtime) {
+    let desired = Arc::new(want(spec, 1, holdfast_model::vm::RunState::Running, 1));
+    let record = Record { desired, runtime };
+    hypervisor.records().save_desired(&record).expect("save");
+    hypervisor.records().save_runtime(&record, true).expect("save");
+}
+
+async fn conforms(maker: &dyn Maker) {
+    let hypervisor = maker.make().await;
+    let spec = maker.spec();
+    let health = hypervisor.health().await;
+    assert!(health.ready, "{health:?}");
+    assert!(hypervisor.images().await.iter().any(|i| i.name == spec.image));
+    let capacity = hypervisor.capacity().await;
+    assert!(capacity.vcpu > 0 && capacity.memory_mb > 0 && capacity.slots > 0);
+
+    // An image that is not there is a fault that may pass.
+    let fault = hypervisor.prepare(&VmSpec { image: "none-such".into(), ..spec.clone() }).await.expect_err("no image");
+    assert_eq!((fault.code, fault.retryable), ("image_missing", true));
+
+    // Every step may be repeated.
+    announce(&*hypervisor, &spec, Runtime::default());
+    hypervisor.prepare(&spec).await.expect("prepare");
+    hypervisor.prepare(&spec).await.expect("prepare again");
+    let first = hypervisor.start(&spec).await.expect("start");
+    announce(&*hypervisor, &spec, runtime(&first, Life::On));
+    let mut second = hypervisor.start(&spec).await.expect("start again");
+    announce(&*hypervisor, &spec, runtime(&second, Life::On));
+    assert!(second.view.borrow().ended.is_none());
+
+    // Logs can be read while it runs; what is not there has its word.
+    let mut text = Text::default();
+    hypervisor.logs(spec.uuid, LogSource::Serial, LogOptions::default(), &mut text).await.expect("logs");
+    let stranger = uuid::Uuid::new_v4();
+    assert!(hypervisor.logs(stranger, LogSource::Serial, LogOptions::default(), &mut text).await.is_err());
+    assert!(hypervisor.containers(stranger).await.is_err());
+
+    // A new life of the node finds it, from the record or without.
+    drop(hypervisor);
+    let hypervisor = maker.make().await;
+    let known = runtime(&second, Life::On);
+    let Adopted::Running(adopted) = hypervisor.adopt(spec.uuid, Some(&spec), &known).await else { panic!("lost") };
+    assert_eq!(adopted.process, second.process);
+    if second.process.is_some() {
+        drop(hypervisor);
+        let hypervisor = maker.make().await;
+        let unknown = Runtime { life: Life::Starting, process: None, ..known.clone() };
+        let Adopted::Running(found) = hypervisor.adopt(spec.uuid, Some(&spec), &unknown).await else {
+            panic!("a process that was started but not written down is not found");
+        };
+        assert_eq!(found.process, second.process);
+        second.view = found.view;
+        // A record whose pid belongs to somebody else by now.
+        let reused = second.process.map(|p| Process { pid: p.pid, start_time: p.start_time + 1 });
+        let Adopted::Running(found) =
+            hypervisor.adopt(spec.uuid, Some(&spec), &Runtime { process: reused, ..known.clone() }).await
+        else {
+            panic!("lost")
+        };
+        assert_eq!(found.process, second.process);
+        finish(&*hypervisor, &spec, found.view, &known).await;
+    } else {
+        finish(&*hypervisor, &spec, adopted.view, &known).await;
+    }
+}
+
+/// Kills, looks, and removes.
+async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Receiver<View>, known: &Runtime) {
+    hypervisor.kill(spec.uuid).await.expect("kill");
+    if view.has_changed().is_ok() {
+        ended(&mut view).await;
+    }
+    hypervisor.kill(spec.uuid).await.expect("kill again");
+    assert!(hypervisor.containers(spec.uuid).await.is_err());
+    let off = Runtime { life: Life::Off, process: None, ..known.clone() };
+    announce(hypervisor, spec, off.clone());
+    assert!(!matches!(hypervisor.adopt(spec.uuid, Some(spec), &off).await, Adopted::Running(_)));
+
+    // It starts again from its disks.
+    let started = hypervisor.start(spec).await.expect("start after a kill");
+    hypervisor.remove(spec.uuid).await.expect("remove while it runs");
+    hypervisor.remove(spec.uuid).await.expect("remove again");
+    if let Some(process) = started.process {
+        assert!(!std::path::Path::new(&format!("/proc/{}/cwd", process.pid)).exists(), "still there");
+    }
+    assert!(hypervisor.records().load().expect("load").records.is_empty());
+    assert_eq!(std::fs::read_dir(hypervisor.records().dir()).expect("list").count(), 0, "something is left");
+}
+
+struct MakeSimulated(tempfile::TempDir);
+
+#[async_trait]
+impl Maker for MakeSimulated {
+    async fn make(&self) -> Arc<dyn Hypervisor> {
+        let step = Duration::from_millis(2);
+        Arc::new(Simulated::open(&self.0.path().join("vms"), step, None, Vec::new()).expect("open"))
+    }
+    fn spec(&self) -> VmSpec {
+        spec("simulated")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn simulated_conforms() {
+    let maker = MakeSimulated(tempfile::tempdir().expect("a folder"));
+    conforms(&maker).await;
+    let hypervisor = maker.make().await;
+    assert_eq!(hypervisor.records().layout(), Layout::Files);
+}
+
+struct MakeQemu {
+    dir: tempfile::TempDir,
+    image_dir: std::path::PathBuf,
+    image: String,
+}
+
+#[async_trait]
+impl Maker for MakeQemu {
+    async fn make(&self) -> Arc<dyn Hypervisor> {
+        // Deeper than the path of a unix socket may be.
+        let deep = self.dir.path().join("d".repeat(100));
+        let mut config = NodeConfig::new("http://127.0.0.1:1", "t", deep.clone(), self.image_dir.clone());
+        config.min_free_disk_gb = 1;
+        std::fs::create_dir_all(&deep).expect("mkdir");
+        let hypervisor = Qemu::open(&config, Arc::new(NoKeys)).await.expect("open");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !hypervisor.health().await.ready {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", hypervisor.health().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Arc::new(hypervisor)
+    }
+    fn spec(&self) -> VmSpec {
+        spec(&self.image)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_conforms() {
+    let Some((image_dir, image)) = real_image() else {
+        eprintln!("no guest image on this machine: QEMU was not tested (holdfast image build)");
+        return;
+    };
+    conforms(&MakeQemu { dir: tempfile::tempdir().expect("a folder"), image_dir, image }).await;
+}
