@@ -1,7 +1,71 @@
+//! The Phala Cloud surface: what its official clients send and read, version by version.
+//!
+//! The one rule: the clients win. Where a contract and a client disagree, the answer is the one that the client accepts.
+
+mod apps;
+mod auth;
+mod cvms;
+mod instance_types;
+mod lenient;
+mod nodes;
+mod os_images;
+mod page;
+mod status;
+mod version;
+mod view;
+mod workspaces;
+
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::App;
 
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Holdfast: Phala Cloud API",
+        description = "Confidential VMs as the Phala Cloud clients manage them. `X-Phala-Version` selects the schema \
+                       version: 2025-10-28, 2026-01-21, 2026-05-22 or 2026-06-23.",
+    ),
+    modifiers(&Security),
+    security(("APIKeyHeader" = []), ("Bearer" = [])),
+    tags(
+        (name = "CVMs", description = "Life cycle of confidential VMs"),
+        (name = "Apps", description = "Apps and their CVMs"),
+        (name = "Workspaces", description = "Who you are and where you work"),
+        (name = "Catalogue", description = "Nodes, instance types and OS images on offer"),
+    )
+)]
+struct Document;
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        components.add_security_scheme("APIKeyHeader", key);
+        components.add_security_scheme("Bearer", bearer);
+    }
+}
+
+/// Every route of this surface, with its document.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(auth::me))
+        .routes(routes!(workspaces::list))
+        .routes(routes!(workspaces::get))
+        .routes(routes!(workspaces::nodes))
+        .routes(routes!(nodes::available))
+        .routes(routes!(instance_types::list))
+        .routes(routes!(instance_types::family))
+        .routes(routes!(os_images::list))
+        .routes(routes!(apps::list))
+        .routes(routes!(apps::get))
+        .routes(routes!(apps::cvms))
+        .routes(routes!(status::batch))
+        .merge(cvms::routes())
 }

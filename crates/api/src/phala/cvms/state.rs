@@ -1,0 +1,69 @@
+//! `GET /cvms/{cvm_id}/state`: how a CVM is doing, in few words.
+//!
+//! The one rule: what is unknown is left out. The clients' schema has no nulls here.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use holdfast_model::error::{Code, Error};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::App;
+use crate::error::Failure;
+use crate::extract::{Caller, Params, Read};
+use crate::phala::view;
+
+/// How a CVM is doing.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CvmState {
+    /// The VM's UUID.
+    pub id: String,
+    pub instance_id: String,
+    pub name: String,
+    pub status: String,
+    /// `1h 2m 3s`, or `never` while it does not run.
+    pub uptime: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exited_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_progress: Option<String>,
+    /// The step that failed, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_progress: Option<String>,
+}
+
+/// State of a CVM
+#[utoipa::path(get, path = "/api/v1/cvms/{cvm_id}/state", tag = "CVMs", operation_id = "cvms_state",
+    params(("cvm_id" = String, Path, description = "UUID, `cvm_`, `app_` or `instance_` id, integer id, or name")),
+    responses((status = 200, body = CvmState), (status = 400, description = "Watching is not served"),
+        (status = 401, description = "Authentication required"), (status = 404, description = "CVM not found")))]
+pub async fn get(
+    State(app): State<App>,
+    caller: Caller<Read>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<CvmState>, Failure> {
+    let vm = app.control.vm_find(&caller.who, &id).await?;
+    if params.text("target").is_some() {
+        let why = "target: this server does not stream state yet; ask again without it.";
+        return Err(Error::new(Code::FeatureMissing, why).into());
+    }
+    let cvm = view::load_one(&app.control, vm).await?;
+    Ok(Json(state(&cvm)))
+}
+
+fn state(cvm: &view::Cvm) -> CvmState {
+    CvmState {
+        id: cvm.vm.uuid.clone(),
+        instance_id: cvm.vm.instance_id.clone(),
+        name: cvm.vm.name.clone(),
+        status: cvm.status.to_owned(),
+        uptime: cvm.uptime(),
+        exited_at: cvm.exited_at(),
+        boot_progress: cvm.boot_progress(),
+        boot_error: cvm.boot_error(),
+        shutdown_progress: cvm.shutdown_progress(),
+    }
+}

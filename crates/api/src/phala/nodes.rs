@@ -1,0 +1,105 @@
+//! `GET /teepods/available`: nodes that a deploy can be sent to, and what is left on them.
+
+use axum::Json;
+use axum::extract::State;
+use holdfast_control::catalogue::version_numbers;
+use holdfast_control::deploy::KMS_SLUG;
+use holdfast_control::placement::{Policy, free};
+use holdfast_model::error::Error;
+use holdfast_store::nodes::Node;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::view::kms_info;
+use super::view::parts::KmsInfo;
+use crate::App;
+use crate::error::Failure;
+use crate::extract::{Caller, Read};
+
+/// Nodes to deploy to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AvailableNodes {
+    pub tier: String,
+    pub capacity: Capacity,
+    pub nodes: Vec<AvailableNode>,
+    pub kms_list: Vec<KmsInfo>,
+}
+
+/// The most that the workspace may have; null where nothing limits it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Capacity {
+    pub max_instances: Option<i64>,
+    pub max_vcpu: Option<i64>,
+    pub max_memory: Option<i64>,
+    pub max_disk: Option<i64>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AvailableNode {
+    pub teepod_id: i64,
+    pub name: String,
+    pub listed: bool,
+    /// Share of the node's memory that is free, 0 to 100.
+    pub resource_score: f64,
+    pub remaining_vcpu: i64,
+    /// MB.
+    pub remaining_memory: i64,
+    pub remaining_cvm_slots: i64,
+    pub images: Vec<AvailableImage>,
+    pub support_onchain_kms: bool,
+    pub fmspc: Option<String>,
+    pub device_id: Option<String>,
+    pub region_identifier: Option<String>,
+    pub default_kms: Option<String>,
+    /// Slugs of the KMS that the node can use.
+    pub kms_list: Vec<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AvailableImage {
+    pub name: String,
+    pub is_dev: bool,
+    pub version: [u64; 3],
+    pub os_image_hash: Option<String>,
+}
+
+/// List nodes with room
+#[utoipa::path(get, path = "/api/v1/teepods/available", tag = "Catalogue", operation_id = "teepods_available",
+    responses((status = 200, body = AvailableNodes), (status = 401, description = "Authentication required")))]
+pub async fn available(State(app): State<App>, caller: Caller<Read>) -> Result<Json<AvailableNodes>, Failure> {
+    let policy = app.control.policy();
+    let nodes = app.control.store.nodes().await?;
+    let usable = nodes.iter().filter(|n| n.ready && !n.cordoned && n.is_online(policy.now, policy.patience));
+    Ok(Json(AvailableNodes {
+        tier: caller.who.workspace_tier,
+        capacity: Capacity { max_instances: None, max_vcpu: None, max_memory: None, max_disk: None },
+        nodes: usable.map(|node| available_node(node, policy)).collect::<Result<_, _>>()?,
+        kms_list: vec![kms_info(&app.control)],
+    }))
+}
+
+fn available_node(node: &Node, policy: Policy) -> Result<AvailableNode, Error> {
+    let left = free(node, policy);
+    let image = |image: holdfast_model::image::ImageInfo| AvailableImage {
+        version: version_numbers(&image.version),
+        name: image.name,
+        is_dev: image.is_dev,
+        os_image_hash: image.os_image_hash,
+    };
+    Ok(AvailableNode {
+        teepod_id: node.id,
+        name: node.name.clone(),
+        listed: true,
+        resource_score: 100.0 * left.memory_mb as f64 / node.memory_mb.max(1) as f64,
+        remaining_vcpu: left.vcpu,
+        remaining_memory: left.memory_mb,
+        remaining_cvm_slots: left.slots,
+        images: node.images()?.into_iter().map(image).collect(),
+        support_onchain_kms: false,
+        fmspc: None,
+        device_id: None,
+        region_identifier: node.region.clone(),
+        default_kms: Some(KMS_SLUG.to_owned()),
+        kms_list: vec![KMS_SLUG.to_owned()],
+    })
+}
