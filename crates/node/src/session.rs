@@ -29,12 +29,14 @@ use crate::hypervisor::{About, Hypervisor};
 use crate::reports::Reports;
 use crate::server::{CallError, Server};
 use crate::vm::Context;
-use crate::{Error, HypervisorKind, NodeConfig, host, record, stream};
+use crate::{Error, HypervisorKind, NodeConfig, host, image, record, stream};
 
 /// Least time between two reports, in which changes gather.
 const SPACING: Duration = Duration::from_millis(10);
 /// How old the node's own health in a report may be.
 const HEALTH_AGE: Duration = Duration::from_secs(3);
+/// Least time between two questions that bring nothing.
+const POLL_AGAIN: Duration = Duration::from_millis(500);
 /// How long tasks may take to finish what they are doing when the node stops.
 const RELEASE: Duration = Duration::from_secs(3);
 
@@ -45,8 +47,13 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let server = Server::new(&config.server_url, &config.token)?;
     let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
         HypervisorKind::Simulated => Arc::new(
-            Simulated::open(&config.data_dir.join("simulated"), config.simulated_step, config.slots, Vec::new())
-                .map_err(Error::io("cannot open", &config.data_dir))?,
+            Simulated::open(
+                &config.data_dir.join("simulated"),
+                config.simulated_step,
+                config.slots,
+                image::list(&config.image_dir).unwrap_or_default(),
+            )
+            .map_err(Error::io("cannot open", &config.data_dir))?,
         ),
         HypervisorKind::Qemu => Arc::new(Qemu::open(&config, Arc::new(server.clone())).await?),
     };
@@ -225,10 +232,15 @@ async fn listen(server: &Server, session: Uuid, fleet: &mut Fleet) -> Option<Cal
     let mut backoff = Backoff::new();
     let mut since = 0;
     loop {
+        let asked = Instant::now();
         match server.desired(session, since).await {
             Ok(page) => {
-                let revision = page.revision;
+                let (revision, empty) = (page.revision, page.vms.is_empty());
                 fleet.apply(page, since == 0);
+                if empty && revision == since && asked.elapsed() < POLL_AGAIN {
+                    // Nothing, and at once: a server that does not wait must not be asked in a tight loop.
+                    tokio::time::sleep(POLL_AGAIN).await;
+                }
                 since = revision;
                 backoff.reset();
             }

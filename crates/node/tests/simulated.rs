@@ -25,9 +25,7 @@ async fn a_vm_lives_and_goes() {
     let vm = spec("simulated");
     server.want(want(&vm, 1, RunState::Running, 1));
     server.applied(vm.uuid, 1, Phase::Running, SOON).await;
-    let done = server
-        .until_vm("done", vm.uuid, SOON, |r| r.agent && r.boot_progress.as_deref() == Some("done"))
-        .await;
+    let done = server.until_vm("done", vm.uuid, SOON, |r| r.agent && r.boot_progress.as_deref() == Some("done")).await;
     assert!(done.started_at.is_some() && done.boot_epoch == 1);
 
     server.want(want(&vm, 2, RunState::Running, 2));
@@ -42,13 +40,14 @@ async fn a_vm_lives_and_goes() {
     server.want(want(&vm, 2, RunState::Running, 2));
     server.want(want(&vm, 4, RunState::Absent, 2));
     server.applied(vm.uuid, 4, Phase::Absent, SOON).await;
-    let world = server.world();
-    let phases = &world.phases[&vm.uuid];
-    assert_eq!(phases.last(), Some(&Phase::Absent));
-    assert!(phases.contains(&Phase::Preparing) && phases.contains(&Phase::Stopping), "{phases:?}");
-    assert_eq!(world.registered[0].hypervisor, "simulated");
-    assert!(world.health.as_ref().is_some_and(|h| h.ready));
-    drop(world);
+    {
+        let world = server.world();
+        let phases = &world.phases[&vm.uuid];
+        assert_eq!(phases.last(), Some(&Phase::Absent));
+        assert!(phases.contains(&Phase::Preparing) && phases.contains(&Phase::Stopping), "{phases:?}");
+        assert_eq!(world.registered[0].hypervisor, "simulated");
+        assert!(world.health.as_ref().is_some_and(|h| h.ready));
+    }
     node.stop().await.expect("stops");
     assert_eq!(std::fs::read_dir(dir.path().join("node/simulated")).expect("list").count(), 0);
 }
@@ -127,9 +126,7 @@ async fn logs_and_containers_come_over_the_stream() {
         log(4, LogSource::Container("none".into())),
         StreamRequest::Close { id: 99 },
     ];
-    let got = server
-        .stream(requests, |got| got.iter().filter(|s| matches!(s, Streamed::Reply(_))).count() == 4)
-        .await;
+    let got = server.stream(requests, |got| got.iter().filter(|s| matches!(s, Streamed::Reply(_))).count() == 4).await;
     let (mut text, mut containers, mut errors) = (String::new(), 0, Vec::new());
     for item in got {
         match item {

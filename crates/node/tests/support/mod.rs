@@ -13,7 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use holdfast_model::node::{
-    DesiredPage, DesiredVm, Outcome, Phase, Register, Registered, Report, ReportAck, StreamReply, StreamRequest, VmReport,
+    DesiredPage, DesiredVm, Outcome, Phase, Register, Registered, Report, ReportAck, StreamReply, StreamRequest,
+    VmReport,
 };
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode, VmSpec};
 use holdfast_node::NodeConfig;
@@ -47,11 +48,14 @@ pub enum Streamed {
     Data { id: u64, channel: u8, data: Vec<u8> },
 }
 
+/// Both directions of the newest stream socket.
+type Socket = (mpsc::Sender<StreamRequest>, mpsc::Receiver<Streamed>);
+
 #[derive(Clone)]
 pub struct Fake {
     world: Arc<Mutex<World>>,
     changed: watch::Sender<u64>,
-    streams: Arc<tokio::sync::Mutex<Option<(mpsc::Sender<StreamRequest>, mpsc::Receiver<Streamed>)>>>,
+    streams: Arc<tokio::sync::Mutex<Option<Socket>>>,
 }
 
 pub struct FakeServer {
@@ -67,11 +71,7 @@ impl FakeServer {
             .with_env_filter(std::env::var("RUST_LOG").unwrap_or_else(|_| "off".to_owned()))
             .with_test_writer()
             .try_init();
-        let fake = Fake {
-            world: Arc::default(),
-            changed: watch::Sender::new(0),
-            streams: Arc::default(),
-        };
+        let fake = Fake { world: Arc::default(), changed: watch::Sender::new(0), streams: Arc::default() };
         let app = Router::new()
             .route("/node/v1/register", post(register))
             .route("/node/v1/desired", get(desired))
@@ -360,9 +360,9 @@ pub fn want(spec: &VmSpec, generation: u64, run_state: RunState, boot_epoch: u64
 
 /// The newest image that was built on this machine.
 pub fn real_image() -> Option<(PathBuf, String)> {
-    let dir = std::env::var_os("HOLDFAST_IMAGE_DIR").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/holdfast/images"))
-    })?;
+    let dir = std::env::var_os("HOLDFAST_IMAGE_DIR")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/holdfast/images")))?;
     let image = holdfast_node::image::list(&dir).ok()?.pop()?;
     Some((dir, image.name))
 }

@@ -30,7 +30,7 @@ const OUTGOING: usize = 64;
 /// Questions and log streams that may be open at once.
 const MAX_OPEN: usize = 256;
 /// How often a Hello is repeated until it is acknowledged.
-const HELLO: Duration = Duration::from_secs(15);
+const HELLO: Duration = Duration::from_secs(60);
 /// Least time between two changes that the guest reports of itself.
 const STATE_SPACING: Duration = Duration::from_millis(50);
 /// Least time between two requests for keys.

@@ -1,0 +1,346 @@
+//! The whole node against a fake server, with real VMs. Without a guest image on this machine each test says so and
+//! passes; see `support::real_image`. They take turns, because two cores boot one guest in some seconds.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast_model::node::{LogSource, Outcome, Phase, StreamReply, StreamRequest, VmReport};
+use holdfast_model::vm::{PortMapping, RestartPolicy, RunState, StopMode};
+use holdfast_node::NodeConfig;
+use holdfast_node::record::{Process, Runtime};
+use support::{ENV_KEY, FakeServer, RunningNode, Streamed, real_image, spec, want};
+use tokio::sync::{Mutex, MutexGuard};
+use uuid::Uuid;
+
+const SOON: Duration = Duration::from_secs(20);
+/// A guest under emulation on a busy machine.
+const BOOT: Duration = Duration::from_secs(120);
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+struct Rig {
+    server: FakeServer,
+    dir: tempfile::TempDir,
+    image: String,
+    image_dir: std::path::PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Rig {
+    async fn new() -> Option<Self> {
+        let Some((image_dir, image)) = real_image() else {
+            eprintln!("no guest image on this machine: not tested (holdfast image build)");
+            return None;
+        };
+        let turn = TURN.lock().await;
+        let dir = tempfile::tempdir().expect("a folder");
+        Some(Self { server: FakeServer::start().await, dir, image, image_dir, _turn: turn })
+    }
+
+    fn config(&self) -> NodeConfig {
+        let mut config = self.server.config(self.dir.path());
+        config.image_dir = self.image_dir.clone();
+        config
+    }
+
+    fn runtime(&self, vm: Uuid) -> Runtime {
+        let path = self.dir.path().join(format!("node/vms/{vm}/runtime.json"));
+        serde_json::from_slice(&std::fs::read(path).expect("runtime.json")).expect("json")
+    }
+
+    fn process(&self, vm: Uuid) -> Process {
+        self.runtime(vm).process.expect("a process")
+    }
+
+    async fn running(&self, vm: Uuid, generation: u64) -> VmReport {
+        self.server.applied(vm, generation, Phase::Running, SOON).await
+    }
+
+    async fn remove(&self, vm: Uuid, generation: u64) {
+        let mut tombstone = want(&spec(""), generation, RunState::Absent, 1);
+        tombstone.uuid = vm;
+        self.server.want(tombstone);
+        self.server.applied(vm, generation, Phase::Absent, SOON).await;
+        let left = std::fs::read_dir(self.dir.path().join("node/vms")).expect("list").count();
+        assert_eq!(left, 0, "something is left of the VM");
+    }
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+fn runs(process: Process) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+    stat.contains(&format!(" {} ", process.start_time)) && !stat.contains(") Z ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_qemu_is_seen_and_started_again() {
+    let Some(rig) = Rig::new().await else { return };
+    let node = RunningNode::start(rig.config());
+    let vm = spec(&rig.image);
+    rig.server.want(want(&vm, 1, RunState::Running, 1));
+    rig.running(vm.uuid, 1).await;
+    let first = rig.process(vm.uuid);
+    kill(first.pid);
+    let within = Duration::from_secs(2);
+    rig.server.until("the death is reported", within, |w| w.phases[&vm.uuid].contains(&Phase::Exited)).await;
+    let again = rig.server.until_vm("restarted", vm.uuid, SOON, |r| r.phase == Phase::Running && r.restarts == 1).await;
+    assert_eq!((again.boot_epoch, again.generation, again.outcome), (1, 1, Outcome::Applied));
+    assert_ne!(rig.process(vm.uuid), first);
+
+    // A VM that must not be restarted stays exited.
+    let mut never = want(&vm, 2, RunState::Running, 2);
+    never.spec.as_mut().expect("a spec").restart_policy = RestartPolicy::Never;
+    rig.server.want(never);
+    rig.running(vm.uuid, 2).await;
+    kill(rig.process(vm.uuid).pid);
+    let exited = rig.server.until_vm("exited", vm.uuid, within, |r| r.phase == Phase::Exited).await;
+    assert!(!exited.will_restart && exited.exited_at.is_some());
+    assert!(exited.exit_reason.is_some_and(|r| r.contains("signal: 9")));
+    rig.remove(vm.uuid, 3).await;
+    node.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_node_adopts_what_runs() {
+    let Some(rig) = Rig::new().await else { return };
+    let vm = spec(&rig.image);
+    let node = RunningNode::start(rig.config());
+    rig.server.want(want(&vm, 1, RunState::Running, 1));
+    rig.running(vm.uuid, 1).await;
+    let process = rig.process(vm.uuid);
+    node.stop().await.expect("stops");
+    assert!(runs(process), "the VM ended with its node");
+
+    // Its server is not there: the files are enough. A lost runtime.json stands for a kill between spawn and write.
+    let folder = rig.dir.path().join("node/vms").join(vm.uuid.to_string());
+    for lose in [false, true] {
+        if lose {
+            let starting = r#"{"life":"starting","epoch":1,"restarts":0,"host_boot_id":"BOOT"}"#;
+            let boot_id = holdfast_node::host::boot_id();
+            std::fs::write(folder.join("runtime.json"), starting.replace("BOOT", &boot_id)).expect("write");
+        }
+        let mut config = rig.config();
+        config.server_url = "http://127.0.0.1:1".into();
+        let node = RunningNode::start(config);
+        adopted_until(&rig, vm.uuid, process.pid).await;
+        node.kill().await;
+    }
+
+    rig.server.world().reports.clear();
+    let node = RunningNode::start(rig.config());
+    let report = rig.running(vm.uuid, 1).await;
+    assert_eq!((report.restarts, rig.process(vm.uuid)), (0, process));
+
+    // One that ended while nobody looked has died, and is started again in its epoch.
+    node.kill().await;
+    kill(process.pid);
+    rig.server.world().reports.clear();
+    let node = RunningNode::start(rig.config());
+    let report = rig.server.until_vm("restarted", vm.uuid, SOON, |r| r.phase == Phase::Running).await;
+    assert_eq!((report.restarts, report.boot_epoch), (1, 1));
+
+    // After a restart of the host everything that should run runs again, and no death is counted.
+    let process = rig.process(vm.uuid);
+    node.kill().await;
+    kill(process.pid);
+    let text = std::fs::read_to_string(folder.join("runtime.json")).expect("read");
+    let boot_id = holdfast_node::host::boot_id();
+    assert!(text.contains(&boot_id));
+    std::fs::write(folder.join("runtime.json"), text.replace(&boot_id, "another boot")).expect("write");
+    rig.server.world().reports.clear();
+    let node = RunningNode::start(rig.config());
+    let report = rig.running(vm.uuid, 1).await;
+    assert_eq!((report.restarts, report.boot_epoch), (0, 1));
+    rig.remove(vm.uuid, 2).await;
+    node.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_said_and_passes() {
+    let Some(rig) = Rig::new().await else { return };
+    let node = RunningNode::start(rig.config());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let mut vm = spec(&rig.image);
+    vm.ports = vec![PortMapping {
+        protocol: "tcp".into(),
+        host_address: "127.0.0.1".into(),
+        host_port: taken.local_addr().expect("bound").port(),
+        vm_port: 80,
+    }];
+    rig.server.want(want(&vm, 1, RunState::Running, 1));
+    let failed = rig.server.until_vm("refused", vm.uuid, SOON, |r| matches!(r.outcome, Outcome::Failed { .. })).await;
+    assert!(
+        matches!(failed.outcome, Outcome::Failed { ref code, retryable: true, .. } if code == "port_in_use"),
+        "{failed:?}"
+    );
+    drop(taken);
+    rig.running(vm.uuid, 1).await;
+    rig.remove(vm.uuid, 2).await;
+    node.stop().await.expect("stops");
+}
+
+/// A guest boots to its app, is looked into, and powers itself off when asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_boots_talks_and_shuts_down() {
+    let Some(rig) = Rig::new().await else { return };
+    let node = RunningNode::start(rig.config());
+    let mut vm = spec(&rig.image);
+    vm.memory_mb = 1024;
+    vm.app_compose =
+        r#"{"allowed_envs":[],"bash_script":"echo app started; while :; do sleep 1; done","manifest_version":2,"name":"app","runner":"bash"}"#
+            .into();
+    rig.server.want(want(&vm, 1, RunState::Running, 1));
+    rig.running(vm.uuid, 1).await;
+    let answered = rig.server.until_vm("the agent answers", vm.uuid, BOOT, |r| r.agent).await;
+    assert!(answered.boot_progress.is_some());
+    let booted = rig
+        .server
+        .until_vm("the app is up", vm.uuid, BOOT, |r| {
+            r.boot_progress.as_deref() == Some("done") || r.boot_error.is_some()
+        })
+        .await;
+    assert_eq!(booted.boot_error, None);
+    assert!(rig.server.world().keys_given > 0, "the guest asked for its keys");
+
+    let log = |id, source| {
+        let options = holdfast_model::guest::LogOptions { tail: Some(100), ..Default::default() };
+        StreamRequest::Logs { id, vm: vm.uuid, source, options }
+    };
+    let requests = vec![StreamRequest::Containers { id: 1, vm: vm.uuid }, log(2, LogSource::Serial)];
+    let replies = |got: &[Streamed]| got.iter().filter(|s| matches!(s, Streamed::Reply(_))).count();
+    let got = rig.server.stream(requests, |got| replies(got) == 2).await;
+    assert!(got.iter().any(|s| matches!(s, Streamed::Reply(StreamReply::Containers { id: 1, .. }))), "{got:?}");
+    assert!(got.iter().any(|s| matches!(s, Streamed::Data { id: 2, data, .. } if !data.is_empty())), "{got:?}");
+
+    // A new node hears from the guest again, and does not forget it meanwhile.
+    node.kill().await;
+    rig.server.world().reports.clear();
+    let node = RunningNode::start(rig.config());
+    let adopted = rig.running(vm.uuid, 1).await;
+    assert!(adopted.agent && adopted.boot_progress.as_deref() == Some("done"), "{adopted:?}");
+
+    let mut stop = want(&vm, 2, RunState::Stopped, 1);
+    stop.stop = StopMode::Graceful { grace_s: 60 };
+    rig.server.want(stop);
+    let stopped = rig.server.applied(vm.uuid, 2, Phase::Stopped, Duration::from_secs(50)).await;
+    assert_eq!(stopped.exit_reason.as_deref(), Some("the guest powered itself off"));
+    assert_eq!(find(rig.dir.path(), ENV_KEY), Vec::<String>::new(), "a key is on disk");
+    rig.remove(vm.uuid, 3).await;
+    node.stop().await.expect("stops");
+}
+
+/// The node as a process, for [`a_node_killed_again_and_again`].
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "not a test of its own"]
+async fn node_process() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let var = |name: &str| std::env::var(name).expect("set by the test");
+    let mut config =
+        NodeConfig::new(var("NODE_SERVER"), support::TOKEN, var("NODE_DATA").into(), var("NODE_IMAGES").into());
+    config.min_free_disk_gb = 1;
+    config.restart_backoff = Duration::from_millis(50);
+    holdfast_node::run(config, Default::default()).await.expect("runs");
+}
+
+/// Real kill -9 at many moments of a start and of a restart: never two QEMU, never one forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_again_and_again() {
+    let Some(rig) = Rig::new().await else { return };
+    let spawn = || {
+        std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "node_process", "--ignored"])
+            .env("NODE_SERVER", &rig.server.url)
+            .env("NODE_DATA", rig.dir.path().join("node"))
+            .env("NODE_IMAGES", &rig.image_dir)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("spawn")
+    };
+    let vm = spec(&rig.image);
+    for (round, wait_ms) in [0, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 300].into_iter().enumerate() {
+        let generation = round as u64 + 1;
+        let mut node = spawn();
+        rig.server.until("registered", SOON, |w| w.registered.len() == round * 2 + 1).await;
+        rig.server.want(want(&vm, generation, RunState::Running, generation));
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        node.kill().expect("kill");
+        node.wait().expect("reaped");
+        assert!(qemus(&vm.uuid).len() <= 1, "two QEMU after {wait_ms} ms");
+        let mut node = spawn();
+        rig.server.until("registered again", SOON, |w| w.registered.len() == round * 2 + 2).await;
+        let report = rig.running(vm.uuid, generation).await;
+        assert_eq!((report.boot_epoch, report.restarts), (generation, 0), "after {wait_ms} ms");
+        let running = qemus(&vm.uuid);
+        assert_eq!(running.len(), 1, "after {wait_ms} ms");
+        adopted_until(&rig, vm.uuid, running[0]).await;
+        node.kill().expect("kill");
+        node.wait().expect("reaped");
+    }
+    let node = RunningNode::start(rig.config());
+    rig.remove(vm.uuid, 99).await;
+    assert!(qemus(&vm.uuid).is_empty());
+    node.stop().await.expect("stops");
+}
+
+/// Waits until the record names the process `pid`.
+async fn adopted_until(rig: &Rig, vm: Uuid, pid: i32) {
+    let deadline = tokio::time::Instant::now() + SOON;
+    while rig.runtime(vm).process.map(|p| p.pid) != Some(pid) {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", rig.runtime(vm));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Processes whose command line names the VM.
+fn qemus(vm: &Uuid) -> Vec<i32> {
+    let named = |pid: &i32| {
+        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&argv).contains(&format!("-uuid\0{vm}"))
+    };
+    let entries = std::fs::read_dir("/proc").expect("list").flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(named).collect()
+}
+
+/// A nearly full disk refuses what is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_vms_are_refused_when_the_disk_is_nearly_full() {
+    let Some(rig) = Rig::new().await else { return };
+    let mut config = rig.config();
+    config.min_free_disk_gb = 1_000_000;
+    let node = RunningNode::start(config);
+    let vm = spec(&rig.image);
+    rig.server.want(want(&vm, 1, RunState::Running, 1));
+    let failed = rig.server.until_vm("refused", vm.uuid, SOON, |r| matches!(r.outcome, Outcome::Failed { .. })).await;
+    assert!(
+        matches!(failed.outcome, Outcome::Failed { ref code, retryable: true, .. } if code == "disk_full"),
+        "{failed:?}"
+    );
+    rig.server.until("not ready", SOON, |w| w.health.as_ref().is_some_and(|h| !h.ready && h.reason.is_some())).await;
+    rig.remove(vm.uuid, 2).await;
+    node.stop().await.expect("stops");
+}
+
+/// Files below `dir` that hold `needle`.
+fn find(dir: &Path, needle: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("list").flatten() {
+        let path = entry.path();
+        let kind = entry.file_type().expect("a type");
+        if kind.is_dir() {
+            found.extend(find(&path, needle));
+        } else if kind.is_file() {
+            let bytes = std::fs::read(&path).expect("read");
+            if bytes.windows(needle.len()).any(|w| w == needle.as_bytes()) {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found
+}
