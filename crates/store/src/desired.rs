@@ -213,6 +213,9 @@ pub async fn reports_write(tx: &mut Tx, node_id: i64, reports: &[VmReport], now:
 }
 
 async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timestamp) -> Result<bool, Error> {
+    if vm.deleted {
+        return Ok(false);
+    }
     let before = report_of(tx, vm.id).await?;
     sqlx::query(
         "INSERT INTO vm_observed (vm_id, generation, phase, boot_epoch, restarts, report, updated_at)
@@ -231,9 +234,6 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
-    if vm.deleted {
-        return Ok(false);
-    }
     let before = before.as_ref();
     if report.phase == Phase::Exited && before.is_none_or(|b| b.phase != Phase::Exited) {
         let body = report.exit_reason.as_deref().unwrap_or("the VM ended by itself");

@@ -374,10 +374,16 @@ pub(crate) async fn vm_set_status(tx: &mut Tx, id: i64, status: VmStatus, now: T
         .map_err(fault)
 }
 
-/// Ends a CVM's life: ports and name are free, capacity counts no more. Its row stays for its operations; the
-/// ciphertext of its env goes.
+/// Ends a CVM's life: ports and name are free, capacity counts no more. Called when its node has nothing left of it, so
+/// the tombstone goes too. Its row stays for its operations; the ciphertext of its env goes.
 pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("DELETE FROM vm_port WHERE vm_id = $1").bind(id).execute(&mut **tx).await.map_err(fault)?;
+    for held in [
+        "DELETE FROM vm_port WHERE vm_id = $1",
+        "DELETE FROM vm_desired WHERE vm_id = $1",
+        "DELETE FROM vm_observed WHERE vm_id = $1",
+    ] {
+        sqlx::query(held).bind(id).execute(&mut **tx).await.map_err(fault)?;
+    }
     sqlx::query(
         "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL WHERE id = $1 AND deleted_at IS NULL",
     )
