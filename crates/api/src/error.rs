@@ -41,9 +41,9 @@ pub enum Shape {
     Holdfast,
 }
 
-/// Marks an answer that is finished, so that the outer layer leaves it alone.
+/// Marks an answer that is finished, so that no layer puts an error body in its place.
 #[derive(Clone)]
-struct Rendered;
+pub struct Rendered;
 
 /// The layer of one surface.
 pub async fn render(State(shape): State<Shape>, request: Request, next: Next) -> Response {
@@ -122,11 +122,8 @@ fn of_status(status: StatusCode) -> Error {
 /// fields a list of them, and otherwise the structured form at the top level.
 fn phala_body(error: &Error) -> serde_json::Value {
     if error.code.http() == 422 && !error.details.is_empty() {
-        let detail: Vec<_> = error
-            .details
-            .iter()
-            .map(|d| json!({ "loc": d.loc, "msg": d.message, "type": d.kind }))
-            .collect();
+        let detail: Vec<_> =
+            error.details.iter().map(|d| json!({ "loc": d.loc, "msg": d.message, "type": d.kind })).collect();
         return json!({ "detail": detail });
     }
     if matches!(error.code, Code::Unauthenticated | Code::RouteNotFound | Code::MethodNotAllowed) {

@@ -3,10 +3,11 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use crate::App;
+use crate::error::Rendered;
 
 pub fn routes() -> Router<App> {
     Router::new().route("/healthz", get(live)).route("/readyz", get(ready))
@@ -16,11 +17,12 @@ async fn live() -> Json<Value> {
     Json(json!({ "status": "ok", "version": holdfast_model::VERSION }))
 }
 
-async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
-    match reason(&app).await {
-        None => (StatusCode::OK, Json(json!({ "status": "ready" }))),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reason": reason }))),
-    }
+async fn ready(State(app): State<App>) -> (StatusCode, Extension<Rendered>, Json<Value>) {
+    let (status, body) = match reason(&app).await {
+        None => (StatusCode::OK, json!({ "status": "ready" })),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "not ready", "reason": reason })),
+    };
+    (status, Extension(Rendered), Json(body))
 }
 
 /// Why a deploy could not be served now. For operators: says no more than `holdfast nodes list` does.

@@ -212,7 +212,7 @@ fn stream_error(error: &StreamError) -> Error {
         "not_running" => (Code::WrongState, "The CVM is not running."),
         "agent_silent" => (Code::AgentSilent, "The CVM's guest agent does not answer."),
         "no_such_vm" => (Code::NodeUnreachable, "The node does not have this CVM yet."),
-        _ => (Code::AgentSilent, "The log cannot be read right now."),
+        _ => (Code::AgentSilent, "The CVM cannot be asked right now."),
     };
     Error::new(code, message).with_internal(format!("{}: {}", error.code, error.message))
 }

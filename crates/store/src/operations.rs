@@ -10,7 +10,7 @@ use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Record, Worl
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Status;
-use holdfast_model::vm::{StopMode, VmStatus};
+use holdfast_model::vm::{RunState, StopMode, VmStatus};
 
 use crate::desired::{desired_of, desired_write, report_of};
 use crate::nodes::column;
@@ -213,7 +213,9 @@ pub async fn operation_write(
     .map_err(fault)?;
     let Some(vm_id) = resource_id else { return Ok(false) };
     if let Some(change) = &decision.desired {
-        desired_write(tx, vm_id, change, STOP_GRACE, now).await?;
+        // What is deleted needs no time to save itself.
+        let stop = if change.run_state == RunState::Absent { StopMode::Hard } else { STOP_GRACE };
+        desired_write(tx, vm_id, change, stop, now).await?;
     }
     if let Some(status) = decision.status {
         vm_set_status(tx, vm_id, status, now).await?;

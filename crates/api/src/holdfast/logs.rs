@@ -1,7 +1,7 @@
 //! Log streams behind the signed URLs that CVM details and compositions carry. Readers send no key: the URL is one.
 //!
-//! Options are those of the Phala CLI. With `text` the body is the log itself; without it, one JSON object a line:
-//! `{"channel":"stdout","message":"<base64>"}`.
+//! Options are those of the Phala CLI. A console is plain text. A container's log is too with `text`; without it, one
+//! JSON object a line: `{"channel":"stdout","message":"<base64>"}`.
 
 use std::time::Duration;
 
@@ -87,6 +87,7 @@ async fn read(app: &App, cvm: &str, source: LogSource, params: &Params) -> Resul
         follow: params.flag("follow"),
         timestamps: params.flag("timestamps"),
     };
+    let console = !matches!(source, LogSource::Container(_));
     let uuid = vm.uuid.parse().map_err(Error::internal)?;
     let mut stream = app.control.streams.logs(vm.node_id, uuid, source, options).await?;
     let first = match tokio::time::timeout(FIRST_BYTES, stream.next()).await {
@@ -95,7 +96,7 @@ async fn read(app: &App, cvm: &str, source: LogSource, params: &Params) -> Resul
         Ok(None) => return Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "").into_response()),
         Err(_) => None,
     };
-    let text = params.flag("text") || params.flag("bare");
+    let text = console || params.flag("text") || params.flag("bare");
     let content_type = if text { "text/plain; charset=utf-8" } else { "application/x-ndjson" };
     let format = if text { Format::Text } else { Format::Json };
     let pieces = Pieces { stream, first, format, ended: false };
@@ -158,4 +159,3 @@ fn json_line(chunk: &Chunk) -> String {
     let channel = if chunk.channel == 2 { "stderr" } else { "stdout" };
     format!("{{\"channel\":\"{channel}\",\"message\":\"{}\"}}\n", STANDARD.encode(&chunk.data))
 }
-
