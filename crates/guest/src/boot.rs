@@ -28,6 +28,7 @@ const CLOCK_SLACK_MICROS: i64 = 2_000_000;
 
 /// Boots the app. Errors end up in the guest's state.
 pub fn run(agent: &Arc<Agent>) {
+    init::spawn("read-ahead", init::read_ahead);
     let network = thread::spawn(init::network);
     let warm_up = thread::spawn(disk::warm_up);
     daemons::start_containerd();

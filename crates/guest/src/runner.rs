@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ struct Script {
     code: AtomicI32,
 }
 
+/// The VM is going down: what ends now is not started again.
+static STOPPING: AtomicBool = AtomicBool::new(false);
 static SCRIPT: Mutex<Option<Arc<Script>>> = Mutex::new(None);
 
 fn script() -> Option<Arc<Script>> {
@@ -126,6 +128,8 @@ pub fn compose_up(app: &AppCompose, env: &Env) -> Result<(), String> {
         compose.args(["-f", ".holdfast-ports.yaml"]);
     }
     compose.args(["up", "-d", "--remove-orphans"]);
+    // It lives for seconds: collecting garbage would only make them longer.
+    compose.env("GOGC", "off").env("GOMEMLIMIT", "200MiB");
     let tail = Arc::new(Tail::new(64 * 1024));
     let code = process::run(&mut compose, &tail).map_err(|e| e.to_string())?;
     tail.settle(Duration::from_millis(200));
@@ -183,6 +187,9 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
             let code = child.wait();
             script.log.settle(Duration::from_millis(200));
             script.code.store(code, Ordering::SeqCst);
+            if STOPPING.load(Ordering::SeqCst) {
+                break;
+            }
             if code == 0 {
                 script.log.push(2, b"holdfast: the script has ended\n");
                 break;
@@ -190,6 +197,9 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
             wait = if started.elapsed() > Duration::from_secs(60) { Duration::from_secs(1) } else { wait };
             script.log.push(2, format!("holdfast: the script ended with {code}; again in {} s\n", wait.as_secs()).as_bytes());
             thread::sleep(wait);
+            if STOPPING.load(Ordering::SeqCst) {
+                break;
+            }
             wait = (wait * 2).min(Duration::from_secs(60));
             match start(&env) {
                 Ok(next) => child = Arc::new(process::follow(next, &script.log)),
@@ -230,6 +240,7 @@ pub fn script_log(name: &str) -> Option<Arc<Tail>> {
 
 /// Stops the app, killing what does not end within `grace`.
 pub fn stop(grace: Duration) {
+    STOPPING.store(true, Ordering::SeqCst);
     if let Some(script) = script() {
         let child = script.child.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(child) = child {

@@ -178,7 +178,8 @@ fn assemble(made: &Path, base: &Path, agent: &[u8]) -> Result<(), ImageError> {
         version: holdfast_model::VERSION.to_owned(),
         is_dev: false,
     };
-    let text = serde_json::to_string_pretty(&metadata).map_err(|e| ImageError::Build { step: "metadata", why: e.to_string() })?;
+    let text = serde_json::to_string_pretty(&metadata)
+        .map_err(|e| ImageError::Build { step: "metadata", why: e.to_string() })?;
     write(&made.join(METADATA), text.as_bytes())?;
     let mut sums = String::new();
     for file in [INITRD, KERNEL, METADATA] {

@@ -93,7 +93,8 @@ pub fn load(image_dir: &Path, name: &str) -> Result<Image, ImageError> {
         }
         false => None,
     };
-    let info = ImageInfo { name: name.to_owned(), version: metadata.version.clone(), is_dev: metadata.is_dev, os_image_hash };
+    let info =
+        ImageInfo { name: name.to_owned(), version: metadata.version.clone(), is_dev: metadata.is_dev, os_image_hash };
     Ok(Image { info, metadata, kernel, initrd, rootfs, bios })
 }
 
@@ -171,7 +172,8 @@ mod tests {
         fs::write(folder.join("kernel"), "k").unwrap();
         fs::write(folder.join("initrd"), "i").unwrap();
         fs::write(folder.join(METADATA), metadata).unwrap();
-        let sums = format!("{}  kernel\n{}  initrd\n", hex::encode(Sha256::digest("k")), hex::encode(Sha256::digest("i")));
+        let sums =
+            format!("{}  kernel\n{}  initrd\n", hex::encode(Sha256::digest("k")), hex::encode(Sha256::digest("i")));
         fs::write(folder.join(DIGEST), hex::encode(Sha256::digest(&sums))).unwrap();
         fs::write(folder.join(SUMS), sums).unwrap();
     }

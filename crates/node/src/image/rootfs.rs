@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "iptables",
     "jq",
     "kmod",
+    "mount",
     "procps",
     "tzdata",
 ];
@@ -160,11 +161,10 @@ fn watch(mut child: Child, say: &mut dyn FnMut(&str), cancelled: &dyn Fn() -> bo
     match status.success() {
         _ if told => Err(ImageError::Cancelled),
         true => Ok(()),
-        false if status.code() == Some(127) => Err(ImageError::ToolMissing { program: "mmdebstrap", package: "mmdebstrap" }),
-        false => Err(ImageError::Build {
-            step: "root disk",
-            why: last.make_contiguous().join("\n"),
-        }),
+        false if status.code() == Some(127) => {
+            Err(ImageError::ToolMissing { program: "mmdebstrap", package: "mmdebstrap" })
+        }
+        false => Err(ImageError::Build { step: "root disk", why: last.make_contiguous().join("\n") }),
     }
 }
 

@@ -39,7 +39,7 @@ images=$root/usr/share/holdfast/images
 layer=$out/layer
 mkdir -p "$images" "$layer/bin" "$layer/tmp" "$layer/etc"
 cp "$root/usr/bin/busybox" "$layer/bin/busybox"
-for applet in sh httpd sed mkdir cat ls echo printf ps sleep env wget id; do ln -s busybox "$layer/bin/$applet"; done
+for applet in sh httpd sed mkdir cat ls echo printf ps sleep env kill id; do ln -s busybox "$layer/bin/$applet"; done
 printf 'root:x:0:0:root:/:/bin/sh\n' > "$layer/etc/passwd"
 mv "$root/usr/share/holdfast/start.sh" "$layer/start.sh"
 chmod 755 "$layer/start.sh"
