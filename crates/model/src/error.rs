@@ -97,7 +97,6 @@ codes! {
     BootTimeout       = "HF-0203", 504, None, "Read the serial log; the guest did not come up in time.";
     Cancelled         = "HF-0204", 409, None, "Start the operation again if it was cancelled by mistake.";
     GuestExited       = "HF-0205", 502, None, "Read the serial log; the VM ended while it was booting.";
-    Interrupted       = "HF-0206", 409, None, "Retry the operation.";
 
     // Nodes and logs
     SessionStale      = "HF-0300", 409, None, "Register again.";

@@ -78,18 +78,6 @@ impl Store {
             .map(Timestamp)
             .map_err(fault)
     }
-
-    /// Takes note that a key was used. Called at most about once a minute per key.
-    pub async fn key_used(&self, api_key_id: i64, now: Timestamp) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        sqlx::query("UPDATE api_key SET last_used_at = $2 WHERE id = $1")
-            .bind(api_key_id)
-            .bind(now.micros())
-            .execute(&mut *tx)
-            .await
-            .map_err(fault)?;
-        crate::commit(tx).await
-    }
 }
 
 /// A user, a workspace they own, and its default project. Returns (user, workspace).
