@@ -99,7 +99,8 @@ impl RunState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "mode")]
 pub enum StopMode {
-    /// The guest agent stops the app, syncs and powers off; after `grace_s` seconds QEMU is killed.
+    /// The guest agent stops the app, which gets `grace_s` seconds, syncs and powers off. A guest that has not done so
+    /// 15 seconds after the grace is killed.
     Graceful { grace_s: u32 },
     /// QEMU is killed at once.
     Hard,

@@ -23,6 +23,9 @@ use crate::reports::Reports;
 /// How long a guest that was being stopped when the node restarted may still take.
 const STOP_AFTER_ADOPTION: Duration = Duration::from_secs(30);
 
+/// The grace of a stop is the app's; this is what the guest may take after it, to sync and power off.
+const POWER_OFF_TIME: Duration = Duration::from_secs(15);
+
 /// What all VM tasks share.
 pub(crate) struct Context {
     pub hypervisor: Arc<dyn Hypervisor>,
@@ -296,7 +299,7 @@ impl Vm {
     async fn shutdown(&mut self, grace_s: u32) -> Result<(), StepFault> {
         self.record.runtime.life = Life::Stopping;
         self.save_runtime(true).await;
-        self.local.machine = Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into())) };
+        self.local.machine = Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME) };
         self.context.hypervisor.shutdown(self.uuid, grace_s).await;
         Ok(())
     }

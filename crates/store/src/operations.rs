@@ -49,8 +49,8 @@ struct RecordRow {
     node_last_seen_at: i64,
 }
 
-/// How a VM is stopped by an operation that does not say otherwise.
-pub const STOP_GRACE: StopMode = StopMode::Graceful { grace_s: 30 };
+/// How a VM is stopped by an operation that does not say otherwise: its containers get what `docker stop` gives them.
+pub const STOP_GRACE: StopMode = StopMode::Graceful { grace_s: 10 };
 
 impl Store {
     /// Takes at most `limit` operations that are due and that nobody holds.
