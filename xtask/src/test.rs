@@ -108,7 +108,8 @@ fn end_to_end(target: &str, filter: &str, binary: &Path) -> Result<Outcome> {
     let tests = ["test", "--package", "holdfast-e2e", "--test", target];
     ui::run_quietly("build the end-to-end tests", cargo(&tests).arg("--no-run"))?;
     let mut command = cargo(&tests);
-    command.env("HOLDFAST_BIN", binary).arg("--");
+    // A failed test says what it saw; where in the test runner it did so helps nobody.
+    command.env("HOLDFAST_BIN", binary).env("RUST_BACKTRACE", "0").arg("--");
     if target == "real" {
         // VMs of several servers would fight for two cores and for the nodes' ports.
         command.arg("--test-threads=1");

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 pub const BOOT: Duration = Duration::from_secs(240);
 /// For everything that needs no guest.
 pub const SOON: Duration = Duration::from_secs(30);
+/// After a crash: a node that does not know whether the guest heard its wish to stop gives it the whole grace time.
+pub const AFTER_CRASH: Duration = Duration::from_secs(90);
 
 /// A compose file that publishes one port.
 pub const COMPOSE: &str = "services:\n  app:\n    image: hello\n    ports:\n      - \"8080:8080\"\n";
@@ -67,17 +69,14 @@ impl Cloud {
         cloud
     }
 
-    /// Until a node is ONLINE.
+    /// Until a node is ONLINE and has said that it takes VMs.
     pub fn wait_node(&self) {
-        let online = until(Duration::from_secs(60), "the node is ONLINE", || {
-            let me = self.client.get("/api/v1/auth/me")?.ok()?;
-            let slug = me["workspace"]["slug"].as_str().unwrap_or("default");
-            let nodes = self.client.get(&format!("/api/v1/workspaces/{slug}/nodes"))?.ok()?;
-            Ok(nodes.to_string().contains("ONLINE").then_some(()))
+        let ready = until(Duration::from_secs(60), "a node is ready", || {
+            let nodes = self.client.get("/holdfast/v1/nodes")?.ok()?;
+            let is_ready = |n: &Value| n["status"] == "ONLINE" && n["ready"] == true;
+            Ok(nodes["items"].as_array().is_some_and(|list| list.iter().any(is_ready)).then_some(()))
         });
-        if let Err(error) = online {
-            panic!("{error}\n{}", self.server.log_end(40));
-        }
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", self.server.log_end(40)));
     }
 
     pub fn node(&mut self) -> &mut Node {
@@ -120,7 +119,7 @@ impl Cloud {
     /// Deletes, and waits until nothing is left of it.
     pub fn deleted(&self, cvm: &str) {
         let id = self.delete(cvm);
-        self.done(&id, Duration::from_secs(60));
+        self.done(&id, AFTER_CRASH);
     }
 
     /// Waits until the operation is over, and fails unless it is done.

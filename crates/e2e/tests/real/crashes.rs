@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_e2e::cloud::{BOOT, Cloud, SOON, text};
+use holdfast_e2e::cloud::{AFTER_CRASH, BOOT, Cloud, SOON, text};
 use holdfast_e2e::leftovers;
 use holdfast_harness::{operation, process, until};
 use rustix::process::Signal;
@@ -51,10 +51,10 @@ fn server_and_node_killed_while_a_vm_is_made_and_removed() {
     cloud.server.kill().expect("it was running");
     cloud.server.restart().expect("it starts again");
     cloud.node().restart().expect("it starts again");
-    cloud.done(&delete, SOON * 2);
+    cloud.done(&delete, AFTER_CRASH);
     leftovers::assert_none(&cloud, &cvm);
     // While its guest boots: the same QEMU goes on.
-    let (cvm, create) = deploy(&cloud, "late");
+    let (cvm, create) = deploy(&cloud, "later");
     cloud.reached(&create, "boot");
     let before = qemu(&cloud);
     cloud.node().kill().expect("it was running");
@@ -79,7 +79,7 @@ fn server_and_node_killed_while_a_vm_is_made_and_removed() {
 #[test]
 fn qemu_killed_while_it_boots_runs_and_is_removed() {
     let cloud = Cloud::real();
-    let (cvm, create) = deploy(&cloud, "dies");
+    let (cvm, create) = deploy(&cloud, "mortal");
     cloud.reached(&create, "boot");
     let first = qemu(&cloud);
     process::signal(first, Signal::KILL).expect("it was running");
@@ -110,7 +110,7 @@ fn qemu_killed_while_it_boots_runs_and_is_removed() {
     let delete = cloud.delete(&cvm);
     cloud.reached(&delete, "remove");
     let _ = process::signal(third, Signal::KILL);
-    cloud.done(&delete, SOON * 2);
+    cloud.done(&delete, AFTER_CRASH);
     leftovers::assert_none(&cloud, &cvm);
 }
 
@@ -124,7 +124,7 @@ fn a_host_that_was_restarted_runs_what_should_run() {
     let mut cloud = Cloud::real();
     let (cvm, create) = deploy(&cloud, "survivor");
     cloud.done(&create, BOOT);
-    let (idle, create) = deploy(&cloud, "idle");
+    let (idle, create) = deploy(&cloud, "idler");
     cloud.done(&create, BOOT);
     let stop = cloud.power(&idle, "stop");
     cloud.done(&stop, BOOT);

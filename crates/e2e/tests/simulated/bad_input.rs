@@ -15,10 +15,13 @@ fn refused(what: &str, answer: &Answer, statuses: &[u16]) -> Value {
     assert!(kind.starts_with("application/json"), "{what}: {kind}: {text}");
     let body = answer.json();
     let structured = body["error_code"].is_string() && body["message"].is_string() && body.get("detail").is_none();
+    // The other surfaces: Nirvana's and our own.
+    let ours = body.get("error").unwrap_or(&body);
+    let plain = ours["code"].is_string() && ours["message"].is_string();
     let fields = body["detail"].as_array().is_some_and(|list| {
         !list.is_empty() && list.iter().all(|d| d["loc"].is_array() && d["msg"].is_string() && d["type"].is_string())
     });
-    assert!(structured || fields || body["detail"].is_string(), "{what}: no client parses {text}");
+    assert!(structured || plain || fields || body["detail"].is_string(), "{what}: no client parses {text}");
     for secret in ["/tmp/", "/root/", "sqlite", "panicked", ".rs:"] {
         assert!(!text.to_lowercase().contains(secret), "{what}: {text}");
     }
@@ -37,22 +40,30 @@ fn cvms(cloud: &Cloud) -> usize {
 #[test]
 fn provisions_that_are_refused() {
     let cloud = Cloud::simulated(1);
-    for name in ["", "a b", "-a", "a_b!", "ä", "a/../b", &"a".repeat(64)] {
+    for name in
+        ["", "four", "two words", "-dashed", "dashed-", "under_score!", "ärger", "a/../../b", "9lives", &"a".repeat(64)]
+    {
         refused(&format!("name {name:?}"), &provision(&cloud, name, COMPOSE, json!({})), &[400, 422]);
     }
     let long = format!("services:\n  a:\n    image: \"{}\"\n", "x".repeat(201 * 1024));
-    refused("compose over 200 KiB", &provision(&cloud, "long", &long, json!({})), &[400, 413, 422]);
+    refused("compose over 200 KiB", &provision(&cloud, "too-long", &long, json!({})), &[400, 413, 422]);
     for yaml in ["", "- a\n- b\n", "services: []\n", "just text", "a: [1, 2", "services:\n  a: 5\n", "\u{0}"] {
-        refused(&format!("compose {yaml:?}"), &provision(&cloud, "yaml", yaml, json!({})), &[400, 422]);
+        refused(&format!("compose {yaml:?}"), &provision(&cloud, "not-yaml", yaml, json!({})), &[400, 422]);
     }
-    let body =
-        refused("type", &provision(&cloud, "type", COMPOSE, json!({"instance_type": "tdx.nothing"})), &[400, 404, 422]);
+    let body = refused(
+        "type",
+        &provision(&cloud, "no-such-type", COMPOSE, json!({"instance_type": "tdx.nothing"})),
+        &[400, 404, 422],
+    );
     assert_eq!(body["error_code"], "ERR-02-001");
-    let body =
-        refused("image", &provision(&cloud, "image", COMPOSE, json!({"image": "no-such-image"})), &[400, 404, 422]);
+    let body = refused(
+        "image",
+        &provision(&cloud, "no-such-image", COMPOSE, json!({"image": "no-such-image"})),
+        &[400, 404, 422],
+    );
     assert_eq!(body["error_code"], "ERR-02-010");
     let huge = json!({"vcpu": 1, "memory": 1024 * 1024 * 1024, "disk_size": 20});
-    let body = refused("memory", &provision(&cloud, "memory", COMPOSE, huge), &[400, 409, 422]);
+    let body = refused("memory", &provision(&cloud, "too-much", COMPOSE, huge), &[400, 409, 422]);
     assert!(body.to_string().to_lowercase().contains("memory"), "the reason is told: {body}");
     for extra in [
         json!({"vcpu": -1}),
@@ -61,7 +72,7 @@ fn provisions_that_are_refused() {
         json!({"disk_size": 1e12}),
         json!({"compose_file": 5}),
     ] {
-        refused(&extra.to_string(), &provision(&cloud, "extra", COMPOSE, extra.clone()), &[400, 409, 422]);
+        refused(&extra.to_string(), &provision(&cloud, "numbers", COMPOSE, extra.clone()), &[400, 409, 422]);
     }
     assert_eq!(cvms(&cloud), 0, "nothing was created");
 }
@@ -69,7 +80,7 @@ fn provisions_that_are_refused() {
 #[test]
 fn commits_that_are_refused() {
     let cloud = Cloud::simulated(1);
-    let provisioned = provision(&cloud, "once", COMPOSE, json!({})).ok().expect("provisioned");
+    let provisioned = provision(&cloud, "just-once", COMPOSE, json!({})).ok().expect("provisioned");
     for change in [
         json!({"app_id": "00".repeat(20)}),
         json!({"compose_hash": "00".repeat(32)}),
@@ -86,11 +97,16 @@ fn commits_that_are_refused() {
         refused(&format!("env of {} digits", env.len()), &answer, &[400, 413, 422]);
     }
     assert_eq!(cvms(&cloud), 0);
-    cloud.client.commit(&provisioned, None).and_then(Answer::ok).expect("the first commit");
+    let first = cloud.client.commit(&provisioned, None).and_then(Answer::ok).expect("the first commit");
     let again = cloud.client.commit(&provisioned, None).expect("the server answers");
-    refused("a replayed commit", &again, &[400, 404, 409, 466]);
+    if again.status < 300 {
+        // A client that lost the first answer gets it again.
+        assert_eq!(again.json()["vm_uuid"], first["vm_uuid"], "no second CVM");
+    } else {
+        refused("a replayed commit", &again, &[400, 404, 409, 466]);
+    }
     assert_eq!(cvms(&cloud), 1, "one CVM");
-    let same = provision(&cloud, "once", COMPOSE, json!({}));
+    let same = provision(&cloud, "just-once", COMPOSE, json!({}));
     if same.status < 300 {
         let second = cloud.client.commit(&same.json(), None).expect("the server answers");
         refused("a second CVM of that name", &second, &[400, 409]);
@@ -121,15 +137,14 @@ fn queries_that_are_refused() {
         refused(&format!("cursor {bad}"), &get(&format!("{path}?limit=1&cursor={bad}")), &[400, 422]);
     }
     // A cursor belongs to the list that it came from.
-    refused("another list's cursor", &get(&format!("{path}?limit=1&status=failed&cursor={cursor}")), &[400, 422]);
+    refused(
+        "another list's cursor",
+        &get(&format!("{path}?limit=1&operation_types=create&cursor={cursor}")),
+        &[400, 422],
+    );
     refused("another view's cursor", &get(&format!("/v1/operations?limit=1&cursor={cursor}")), &[400, 422]);
-    for query in ["limit=501", "limit=0", "limit=-1", "limit=ten", "started_after=yesterday", "start_date=yesterday"] {
-        let answer = get(&format!("{path}?{query}"));
-        // Of the two spellings of the date filter the one that the API does not know is ignored.
-        if query.contains("yesterday") && answer.status == 200 {
-            continue;
-        }
-        refused(query, &answer, &[400, 422]);
+    for query in ["limit=501", "limit=0", "limit=-1", "limit=ten", "start_time=yesterday", "end_time=2026-13-40"] {
+        refused(query, &get(&format!("{path}?{query}")), &[400, 422]);
     }
     for query in ["page=0", "page_size=0", "page_size=100000", "page=x"] {
         let answer = get(&format!("/api/v1/cvms/paginated?{query}"));

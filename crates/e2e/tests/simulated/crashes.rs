@@ -2,7 +2,7 @@
 //!
 //! The one rule: after the restart the operation is done or cleanly undone, and deleting the CVM leaves nothing.
 
-use holdfast_e2e::cloud::{Cloud, SOON};
+use holdfast_e2e::cloud::{AFTER_CRASH, Cloud, SOON};
 use holdfast_e2e::leftovers;
 use holdfast_harness::operation;
 
@@ -54,7 +54,7 @@ fn at_each_step(victim: Victim) {
             aimed += 1;
             caught += i32::from(seen);
         }
-        let over = cloud.over(&id, SOON);
+        let over = cloud.over(&id, AFTER_CRASH);
         match over["status"].as_str() {
             Some("done") => assert_eq!(cloud.status(&cvm), "running", "{victim:?} at {step}"),
             // Undone: the CVM never was, or it is there to look at.
@@ -75,7 +75,7 @@ fn at_each_step(victim: Victim) {
             aimed += 1;
             caught += i32::from(seen);
         }
-        let over = cloud.done(&id, SOON);
+        let over = cloud.done(&id, AFTER_CRASH);
         assert_eq!(operation::steps(&over), DELETE);
         assert_eq!(cloud.status(&cvm), "deleted", "{victim:?} at {step}");
         leftovers::assert_none(&cloud, &cvm);
@@ -112,11 +112,11 @@ fn server_killed_at_any_moment() {
         std::thread::sleep(std::time::Duration::from_millis(delay));
         strike(&mut cloud, Victim::Both);
         let create = operation::newest(&cloud.client, &cvm).expect("what was answered is not lost");
-        cloud.done(create["id"].as_str().expect("an id"), SOON);
+        cloud.done(create["id"].as_str().expect("an id"), AFTER_CRASH);
         let delete = cloud.delete(&cvm);
         std::thread::sleep(std::time::Duration::from_millis(delay / 2));
         strike(&mut cloud, Victim::Both);
-        cloud.done(&delete, SOON);
+        cloud.done(&delete, AFTER_CRASH);
         leftovers::assert_none(&cloud, &cvm);
     }
 }
@@ -130,13 +130,13 @@ fn server_killed_with_many_operations_in_flight() {
         strike(&mut cloud, Victim::Both);
     }
     for (cvm, id) in &started {
-        cloud.done(id, SOON * 2);
+        cloud.done(id, AFTER_CRASH);
         assert_eq!(cloud.status(cvm), "running");
     }
     let deletes: Vec<_> = started.iter().map(|(cvm, _)| cloud.delete(cvm)).collect();
     strike(&mut cloud, Victim::Both);
     for id in &deletes {
-        cloud.done(id, SOON * 2);
+        cloud.done(id, AFTER_CRASH);
     }
     for (cvm, _) in &started {
         leftovers::assert_none(&cloud, cvm);
@@ -151,7 +151,7 @@ fn server_killed_during_power_operations() {
     for (verb, status) in [("stop", "stopped"), ("start", "running"), ("restart", "running")] {
         let id = cloud.power(&cvm, verb);
         strike(&mut cloud, Victim::Both);
-        cloud.done(&id, SOON);
+        cloud.done(&id, AFTER_CRASH);
         assert_eq!(cloud.status(&cvm), status, "after {verb}");
     }
     cloud.deleted(&cvm);

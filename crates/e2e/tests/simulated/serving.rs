@@ -70,8 +70,8 @@ fn refuses_another_master_key() {
 #[test]
 fn stops_within_five_seconds_and_keeps_everything() {
     let mut cloud = Cloud::simulated(50);
-    let cvm = cloud.deployed("kept", SOON);
-    let (busy, create) = cloud.deploy("busy");
+    let cvm = cloud.deployed("keeper", SOON);
+    let (busy, create) = cloud.deploy("busybody");
     let start = Instant::now();
     let status = cloud.server.stop().expect("it was running");
     assert_eq!(status.code(), Some(0), "{}", cloud.server.log_end(20));
