@@ -184,6 +184,8 @@ impl Records {
                 let path = self.folder(record.desired.uuid).join("runtime.json");
                 if durable { write_durable(&path, &record.runtime) } else { write_quick(&path, &record.runtime) }
             }
+            // What is not worth an fsync is not worth a file either: a simulated guest follows from its start.
+            Layout::Files if !durable => Ok(()),
             Layout::Files => self.write_file(record),
         }
     }

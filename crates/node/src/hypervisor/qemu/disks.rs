@@ -26,16 +26,27 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes what is missing, and makes what is there fit. `min_free_gb` guards the making of new data disks.
 pub async fn prepare(spec: &VmSpec, image: &Image, folder: &Path, min_free_gb: u64) -> Result<(), Fault> {
-    let os = |e: std::io::Error| Fault::os("disks", &e);
-    record::private_dir(folder).map_err(os)?;
-    let data = folder.join(DATA_DISK);
-    match virtual_size(&data) {
-        Ok(size) if size < spec.disk_gb * GIB => {
-            let wanted = format!("{}G", spec.disk_gb);
-            run(&["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), data.as_ref(), wanted.as_ref()])
-                .await?;
+    record::private_dir(folder).map_err(|e| Fault::os("disks", &e))?;
+    let boot = async {
+        match &image.rootfs {
+            Some(rootfs) => overlay(image, rootfs, folder).await,
+            None => Ok(()),
         }
-        Ok(_) => {}
+    };
+    tokio::try_join!(data(spec, folder, min_free_gb), boot).map(drop)
+}
+
+async fn data(spec: &VmSpec, folder: &Path, min_free_gb: u64) -> Result<(), Fault> {
+    let os = |e: std::io::Error| Fault::os("data disk", &e);
+    let path = folder.join(DATA_DISK);
+    let size = format!("{}G", spec.disk_gb);
+    match virtual_size(&path) {
+        Ok(now) if now < spec.disk_gb * GIB => {
+            let args: [&OsStr; 6] =
+                ["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_ref(), size.as_ref()];
+            run(&args).await
+        }
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let free = host::gb(host::disk_free(folder).map_err(os)?);
             if free < min_free_gb {
@@ -43,14 +54,9 @@ pub async fn prepare(spec: &VmSpec, image: &Image, folder: &Path, min_free_gb: u
                     format!("{free} GB of disk are free, less than the {min_free_gb} GB kept for running VMs");
                 return Err(Fault::passing("disk_full", message));
             }
-            let size = format!("{}G", spec.disk_gb);
-            create(folder, DATA_DISK, &[], size.as_ref()).await?;
+            create(folder, DATA_DISK, &[], size.as_ref()).await
         }
-        Err(error) => return Err(os(error)),
-    }
-    match &image.rootfs {
-        Some(rootfs) => overlay(image, rootfs, folder).await,
-        None => Ok(()),
+        Err(error) => Err(os(error)),
     }
 }
 
@@ -129,4 +135,70 @@ fn virtual_size(path: &Path) -> std::io::Result<u64> {
     let mut size = [0u8; 8];
     size.copy_from_slice(&header[24..32]);
     Ok(u64::from_be_bytes(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use holdfast_model::image::{ImageInfo, ImageMetadata};
+
+    use super::*;
+
+    fn image(rootfs: PathBuf, hash: &str) -> Image {
+        let name = "holdfast-1".to_owned();
+        let version = "1.0.0".to_owned();
+        let os_image_hash = Some(hash.to_owned());
+        Image {
+            info: ImageInfo { name, version: version.clone(), is_dev: false, os_image_hash },
+            metadata: ImageMetadata {
+                kernel: "kernel".into(),
+                initrd: "initrd".into(),
+                cmdline: None,
+                rootfs: Some("rootfs".into()),
+                bios: None,
+                rootfs_hash: None,
+                shared_ro: true,
+                version,
+                is_dev: false,
+            },
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            rootfs: Some(rootfs),
+            bios: None,
+        }
+    }
+
+    fn spec(disk_gb: u64) -> VmSpec {
+        let spec = serde_json::json!({
+            "uuid": uuid::Uuid::nil(), "name": "a", "app_id": "", "instance_id": "", "image": "holdfast-1", "vcpu": 1,
+            "memory_mb": 64, "disk_gb": disk_gb, "compose_hash": "", "app_compose": "{}",
+        });
+        serde_json::from_value(spec).expect("a spec")
+    }
+
+    #[tokio::test]
+    async fn the_boot_disk_follows_its_image_and_the_data_disk_only_grows() {
+        if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("qemu-img is not installed: not tested");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let (rootfs, folder) = (dir.path().join("rootfs.img"), dir.path().join("vm"));
+        fs::write(&rootfs, vec![0u8; 1 << 20]).expect("write");
+        let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(folder.join(name)).expect("stat"));
+        prepare(&spec(2), &image(rootfs.clone(), "one"), &folder, 0).await.expect("prepare");
+        let (boot, data) = (inode(BOOT_DISK), inode(DATA_DISK));
+        prepare(&spec(3), &image(rootfs.clone(), "one"), &folder, u64::MAX).await.expect("prepare again");
+        assert_eq!((inode(BOOT_DISK), inode(DATA_DISK)), (boot, data));
+        assert_eq!(virtual_size(&folder.join(DATA_DISK)).expect("size"), 3 * GIB);
+        prepare(&spec(1), &image(rootfs.clone(), "two"), &folder, 0).await.expect("another image");
+        assert_ne!(inode(BOOT_DISK), boot);
+        assert_eq!((inode(DATA_DISK), virtual_size(&folder.join(DATA_DISK)).expect("size")), (data, 3 * GIB));
+        // Killed between the overlay and its marker: it is made once more.
+        let boot = inode(BOOT_DISK);
+        fs::remove_file(folder.join(BOOT_BASE)).expect("remove");
+        prepare(&spec(1), &image(rootfs, "two"), &folder, 0).await.expect("prepare");
+        assert_ne!(inode(BOOT_DISK), boot);
+    }
 }
