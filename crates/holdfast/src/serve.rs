@@ -115,26 +115,23 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let router = holdfast_api::router(App { control, needs_node: embedded });
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let handle = Handle::new();
-    let (plain, node_listener) = match &tls {
-        None => (Some(listener), None),
-        Some(_) => (None, Some((listener, listen(SocketAddr::from(([127, 0, 0, 1], 0)))?))),
+    // Beside TLS the embedded node gets a plain port that only this host can reach.
+    let local = match &tls {
+        Some(_) if embedded => Some(listen(SocketAddr::from(([127, 0, 0, 1], 0)))?),
+        _ => None,
     };
+    let node_address = local.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
+    let plain = |listener| axum_server::from_tcp(listener).map(|server| server.handle(handle.clone()));
     let mut servers: Vec<JoinHandle<std::io::Result<()>>> = Vec::new();
-    let node_address = match (plain, node_listener, tls) {
-        (None, Some((secure, local)), Some(tls)) => {
-            let local_address = local.local_addr()?;
-            let server = axum_server::from_tcp_rustls(secure, tls)?.handle(handle.clone());
-            servers.push(tokio::spawn(server.serve(service.clone())));
-            // The embedded node speaks plain HTTP on a port that only this host can reach.
-            servers.push(tokio::spawn(axum_server::from_tcp(local)?.handle(handle.clone()).serve(service)));
-            local_address
+    if let Some(local) = local {
+        servers.push(tokio::spawn(plain(local)?.serve(service.clone())));
+    }
+    servers.push(match tls {
+        Some(tls) => {
+            tokio::spawn(axum_server::from_tcp_rustls(listener, tls)?.handle(handle.clone()).serve(service))
         }
-        (Some(listener), ..) => {
-            servers.push(tokio::spawn(axum_server::from_tcp(listener)?.handle(handle.clone()).serve(service)));
-            address
-        }
-        _ => anyhow::bail!("no listener"),
-    };
+        None => tokio::spawn(plain(listener)?.serve(service)),
+    });
     let node = match config.node {
         NodeMode::None => None,
         NodeMode::Embedded => {
