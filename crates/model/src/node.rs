@@ -174,7 +174,8 @@ impl Phase {
 pub enum Outcome {
     /// Working on it.
     Progress,
-    /// The VM is as desired (for `Running`: QEMU runs in the wanted epoch; the guest may still be booting).
+    /// The VM is as desired (for `Running`: QEMU runs in the wanted epoch, the guest may still be booting; or it died in
+    /// that epoch and stays `exited`, as `phase` then says). The node does nothing more for this generation.
     Applied,
     /// The node gave up on this generation. It tries again by itself only when `retryable`.
     Failed {

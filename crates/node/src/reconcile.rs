@@ -249,11 +249,8 @@ pub fn outcome(local: &Local) -> Outcome {
         (Some(RunState::Running), Phase::Running) | (Some(RunState::Stopped), Phase::Stopped) | (_, Phase::Absent) => {
             Outcome::Applied
         }
-        (_, Phase::Exited) if !will_restart(local) => Outcome::Failed {
-            code: "exited".to_owned(),
-            message: "the VM ended although it should run".to_owned(),
-            retryable: false,
-        },
+        // It stays as it is; that it died is for `phase` to say.
+        (_, Phase::Exited) if !will_restart(local) => Outcome::Applied,
         _ => Outcome::Progress,
     }
 }
