@@ -299,7 +299,8 @@ impl Vm {
     async fn shutdown(&mut self, grace_s: u32) -> Result<(), StepFault> {
         self.record.runtime.life = Life::Stopping;
         self.save_runtime(true).await;
-        self.local.machine = Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME) };
+        self.local.machine =
+            Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME) };
         self.context.hypervisor.shutdown(self.uuid, grace_s).await;
         Ok(())
     }

@@ -153,7 +153,7 @@ impl Eyes {
         if !probe::kvm_present() {
             return Some(Accelerator::Tcg);
         }
-        images.iter().find_map(|image| probe::known(&self.data_dir, version, &hash(image)))
+        images.iter().find_map(|image| probe::known(&self.data_dir, &self.image_dir, version, &hash(image)))
     }
 
     /// Boots the probe guest of the newest image, when that is still to be done.
@@ -164,8 +164,16 @@ impl Eyes {
         match image::load(&self.image_dir, &info.name) {
             Ok(image) => {
                 let kernel = kernel(&image);
-                let (data_dir, qemu) = (&self.data_dir, &self.qemu);
-                let verdict = probe::probe(data_dir, qemu, version, &hash(info), &kernel, self.timeout).await;
+                let verdict = probe::probe(probe::Trial {
+                    data_dir: &self.data_dir,
+                    image_dir: &self.image_dir,
+                    qemu: &self.qemu,
+                    qemu_version: version,
+                    image_hash: &hash(info),
+                    kernel: &kernel,
+                    timeout: self.timeout,
+                })
+                .await;
                 self.sender.send_modify(|seen| seen.accelerator = Some(verdict));
             }
             Err(error) => warn!(%error, "the probe guest cannot be loaded"),

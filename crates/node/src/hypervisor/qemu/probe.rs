@@ -3,7 +3,7 @@
 //! The one rule: `/dev/kvm` proves nothing. On hosts with `kvm_pvm` and some nested ones it opens, makes VMs, and their
 //! kernels never get anywhere. Only a guest that spoke counts; everything else means TCG.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -18,7 +18,10 @@ use tracing::{info, warn};
 use super::argv::{self, Kernel};
 use crate::{host, record};
 
+/// Name of the verdict in the node's own folder, and in the folder of images, which the nodes of a user share. The dot
+/// keeps it from being taken for an image.
 const VERDICT: &str = "accelerator.json";
+const SHARED_VERDICT: &str = ".accelerator.json";
 
 #[derive(Serialize, Deserialize)]
 struct Verdict {
@@ -27,9 +30,15 @@ struct Verdict {
     accelerator: Accelerator,
 }
 
-/// What the verdict depends on: a new QEMU, host kernel or guest image is tried anew.
+/// Where verdicts are kept.
+fn places(data_dir: &Path, image_dir: &Path) -> [PathBuf; 2] {
+    [data_dir.join(VERDICT), image_dir.join(SHARED_VERDICT)]
+}
+
+/// What the verdict depends on: a new QEMU, host, host kernel or guest image is tried anew.
 fn key(qemu_version: &str, image_hash: &str) -> String {
-    sha256_hex(format!("{qemu_version}\n{}\n{image_hash}", host::kernel_release()))
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    sha256_hex(format!("{qemu_version}\n{}\n{}\n{image_hash}", host::kernel_release(), machine.trim()))
 }
 
 /// True when there is something to try. Without it TCG needs no proof.
@@ -38,22 +47,29 @@ pub fn kvm_present() -> bool {
 }
 
 /// The verdict of an earlier probe under the same circumstances.
-pub fn known(data_dir: &Path, qemu_version: &str, image_hash: &str) -> Option<Accelerator> {
-    let verdict: Verdict = serde_json::from_slice(&std::fs::read(data_dir.join(VERDICT)).ok()?).ok()?;
-    (verdict.key == key(qemu_version, image_hash)).then_some(verdict.accelerator)
+pub fn known(data_dir: &Path, image_dir: &Path, qemu_version: &str, image_hash: &str) -> Option<Accelerator> {
+    let key = key(qemu_version, image_hash);
+    let read = |path: PathBuf| serde_json::from_slice::<Verdict>(&std::fs::read(path).ok()?).ok();
+    let verdicts = places(data_dir, image_dir).into_iter().filter_map(read);
+    verdicts.filter(|v| v.key == key).map(|v| v.accelerator).next()
 }
 
-/// Boots the probe guest under KVM, waits for its word, and keeps the verdict in `data_dir`.
-pub async fn probe(
-    data_dir: &Path,
-    qemu: &Path,
-    qemu_version: &str,
-    image_hash: &str,
-    kernel: &Kernel,
-    timeout: Duration,
-) -> Accelerator {
+/// A guest to try, and under which circumstances.
+pub struct Trial<'a> {
+    pub data_dir: &'a Path,
+    pub image_dir: &'a Path,
+    pub qemu: &'a Path,
+    pub qemu_version: &'a str,
+    pub image_hash: &'a str,
+    pub kernel: &'a Kernel,
+    pub timeout: Duration,
+}
+
+/// Boots the probe guest under KVM, waits for its word, and keeps the verdict.
+pub async fn probe(trial: Trial<'_>) -> Accelerator {
+    let timeout = trial.timeout;
     info!(seconds = timeout.as_secs(), "trying whether guests boot under KVM");
-    let accelerator = match tokio::time::timeout(timeout, boots(qemu, kernel)).await {
+    let accelerator = match tokio::time::timeout(timeout, boots(trial.qemu, trial.kernel)).await {
         Ok(Ok(true)) => Accelerator::Kvm,
         Ok(Ok(false)) => {
             warn!("the probe guest ended under KVM without a word; using TCG, about ten times slower");
@@ -68,9 +84,11 @@ pub async fn probe(
             Accelerator::Tcg
         }
     };
-    let verdict = Verdict { key: key(qemu_version, image_hash), accelerator };
-    if let Err(error) = record::write_durable(&data_dir.join(VERDICT), &verdict) {
-        warn!(%error, "the verdict cannot be kept; the next start tries again");
+    let verdict = Verdict { key: key(trial.qemu_version, trial.image_hash), accelerator };
+    for path in places(trial.data_dir, trial.image_dir) {
+        if let Err(error) = record::write_durable(&path, &verdict) {
+            warn!(%error, path = %path.display(), "the verdict cannot be kept here");
+        }
     }
     accelerator
 }
