@@ -50,9 +50,10 @@ fn runtime(started: &Started, life: Life) -> Runtime {
     Runtime { life, epoch: 1, process: started.process, started_at: Some(started.at), ..Runtime::default() }
 }
 
+/// After a kill the view says that the machine ended, or closes.
 async fn ended(view: &mut watch::Receiver<View>) {
     let ended = view.wait_for(|v| v.ended.is_some());
-    tokio::time::timeout(Duration::from_secs(2), ended).await.expect("seen within 2 s").expect("told");
+    let _ = tokio::time::timeout(Duration::from_secs(2), ended).await.expect("seen within 2 s");
 }
 
 /// Writes the record as the node does before it acts.
@@ -125,9 +126,7 @@ async fn conforms(maker: &dyn Maker) {
 /// Kills, looks, and removes.
 async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Receiver<View>, known: &Runtime) {
     hypervisor.kill(spec.uuid).await.expect("kill");
-    if view.has_changed().is_ok() {
-        ended(&mut view).await;
-    }
+    ended(&mut view).await;
     hypervisor.kill(spec.uuid).await.expect("kill again");
     assert!(hypervisor.containers(spec.uuid).await.is_err());
     let off = Runtime { life: Life::Off, process: None, ..known.clone() };
