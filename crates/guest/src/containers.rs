@@ -33,7 +33,9 @@ pub fn list() -> Result<Vec<Container>, String> {
     }
     let answer = match engine::request("GET", "/containers/json?all=1", Duration::from_secs(20)) {
         Ok(answer) => answer,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(Vec::new()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+            return Ok(Vec::new());
+        }
         Err(e) => return Err(format!("docker: {e}")),
     };
     if answer.status != 200 {
@@ -76,7 +78,10 @@ mod tests {
         let text = r#"[{"Id":"ab","Names":["/x-web-1"],"Image":"holdfast/hello:latest","ImageID":"sha256:cd","Command":"/start.sh",
             "Created":1750000000,"Ports":[],"Labels":{},"State":"running","Status":"Up 2 seconds","HostConfig":{}}]"#;
         let list = parse(text).unwrap();
-        assert_eq!((list[0].names[0].as_str(), list[0].state.as_str(), list[0].created), ("/x-web-1", "running", 1_750_000_000));
+        assert_eq!(
+            (list[0].names[0].as_str(), list[0].state.as_str(), list[0].created),
+            ("/x-web-1", "running", 1_750_000_000)
+        );
         assert!(parse("{}").is_err());
     }
 }

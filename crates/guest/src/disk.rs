@@ -82,15 +82,48 @@ impl Disk {
     pub fn prepare(&self, key: &[u8; 32]) -> Result<(), String> {
         cryptsetup(
             &[
-                "luksFormat", "--batch-mode", "--type", "luks2", "--cipher", CIPHER, "--key-size", KEY_BITS, "--hash", "sha256",
-                "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", "4096", "--luks2-metadata-size", "16k",
-                "--luks2-keyslots-size", "512k", "--label", NEW, "--use-urandom", "--key-file", "-", &self.device,
+                "luksFormat",
+                "--batch-mode",
+                "--type",
+                "luks2",
+                "--cipher",
+                CIPHER,
+                "--key-size",
+                KEY_BITS,
+                "--hash",
+                "sha256",
+                "--pbkdf",
+                "pbkdf2",
+                "--pbkdf-force-iterations",
+                "1000",
+                "--sector-size",
+                "4096",
+                "--luks2-metadata-size",
+                "16k",
+                "--luks2-keyslots-size",
+                "512k",
+                "--label",
+                NEW,
+                "--use-urandom",
+                "--key-file",
+                "-",
+                &self.device,
             ],
             Some(key),
         )?;
         self.unlock(key)?;
         let mut mkfs = Command::new("mkfs.ext4");
-        mkfs.args(["-q", "-F", "-m", "1", "-L", "holdfast-data", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", MAPPED]);
+        mkfs.args([
+            "-q",
+            "-F",
+            "-m",
+            "1",
+            "-L",
+            "holdfast-data",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+            MAPPED,
+        ]);
         process::output(&mut mkfs).map_err(|e| e.to_string())?;
         rustix::fs::sync();
         cryptsetup(&["config", "--batch-mode", "--label", READY, &self.device], None)
@@ -100,14 +133,22 @@ impl Disk {
     pub fn open(&self, key: &[u8; 32]) -> Result<(), String> {
         match self.found {
             Found::Ready => self.unlock(key),
-            _ => Err("the data disk holds something that is not ours, or its header is damaged; it was left as it is".to_owned()),
+            _ => Err("the data disk holds something that is not ours, or its header is damaged; it was left as it is"
+                .to_owned()),
         }
     }
 
     fn unlock(&self, key: &[u8; 32]) -> Result<(), String> {
         cryptsetup(
             &[
-                "open", "--type", "luks2", "--perf-no_read_workqueue", "--perf-no_write_workqueue", "--key-file", "-", &self.device,
+                "open",
+                "--type",
+                "luks2",
+                "--perf-no_read_workqueue",
+                "--perf-no_write_workqueue",
+                "--key-file",
+                "-",
+                &self.device,
                 "data",
             ],
             Some(key),
@@ -124,10 +165,12 @@ impl Disk {
                 return Err(format!("the data disk's file system cannot be repaired.\n{}", tail.last_lines(5)));
             }
         }
-        attach(MAPPED, MOUNT, "ext4", MountFlags::NODEV | MountFlags::NOATIME, "")?;
+        // The tables of unused inodes stay unwritten: zeroing them would encrypt and store hundreds of megabytes.
+        attach(MAPPED, MOUNT, "ext4", MountFlags::NODEV | MountFlags::NOATIME, "noinit_itable")?;
         let size = OpenOptions::new().read(true).open(MAPPED).and_then(|mut d| d.seek(SeekFrom::End(0))).unwrap_or(0);
         if size > super_block.bytes + 1024 * 1024 {
-            process::output(Command::new("resize2fs").arg(MAPPED)).map_err(|e| format!("growing the data disk: {e}"))?;
+            process::output(Command::new("resize2fs").arg(MAPPED))
+                .map_err(|e| format!("growing the data disk: {e}"))?;
         }
         Ok(())
     }

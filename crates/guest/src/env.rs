@@ -101,7 +101,8 @@ impl Env {
 
 fn is_name(name: &str) -> bool {
     let mut chars = name.chars();
-    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_') && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 /// Single quotes keep everything as it is; a value that holds one goes into double quotes with escapes.
@@ -138,7 +139,8 @@ mod tests {
     #[test]
     fn only_allowed_names_come_through() {
         let root = holdfast_trust::kms::Root::from_seed(&[5; 32]).env_key(&[6; 20]);
-        let pairs: Vec<_> = [("A", "one"), ("B", "two"), ("BAD-NAME", "x")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+        let pairs: Vec<_> =
+            [("A", "one"), ("B", "two"), ("BAD-NAME", "x")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
         let blob = hex::encode(holdfast_trust::env::encrypt(&root.public, &pairs).unwrap());
         let allowed = ["A".to_owned(), "BAD-NAME".to_owned(), "C".to_owned()];
         let opened = Env::open(&root.secret, Some(&blob), &allowed).unwrap();
@@ -150,7 +152,8 @@ mod tests {
 
     #[test]
     fn values_do_not_leave_through_errors() {
-        let env = env(&[("A", "hunter2-secret"), ("B", "hunter2"), ("C", "two\nlines here"), ("D", "x"), ("E", "q\"uo\\te")]);
+        let env =
+            env(&[("A", "hunter2-secret"), ("B", "hunter2"), ("C", "two\nlines here"), ("D", "x"), ("E", "q\"uo\\te")]);
         let text = "bad hunter2-secret and hunter2, \"two\\nlines here\", lines here, q\\\"uo\\\\te; x stays";
         assert_eq!(env.mask(text), "bad **** and ****, \"****\", ****, ****; x stays");
     }

@@ -77,9 +77,11 @@ fn load_modules() -> Result<(), String> {
 pub fn disk_with_serial(serial: &str, wait: Duration) -> Option<PathBuf> {
     let end = Instant::now() + wait;
     loop {
-        let found = fs::read_dir("/sys/block").into_iter().flatten().flatten().find(|entry| {
-            fs::read_to_string(entry.path().join("serial")).is_ok_and(|text| text.trim() == serial)
-        });
+        let found = fs::read_dir("/sys/block")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|entry| fs::read_to_string(entry.path().join("serial")).is_ok_and(|text| text.trim() == serial));
         let device = found.map(|entry| Path::new("/dev").join(entry.file_name()));
         if let Some(device) = device.filter(|d| d.exists()) {
             return Some(device);

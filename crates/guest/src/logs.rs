@@ -51,7 +51,8 @@ fn error(code: &str, message: impl Into<String>) -> StreamError {
 /// Sends one log until its end, or until it is stopped.
 pub fn stream(agent: &Agent, id: u64, container: &str, options: &LogOptions, stop: &Stop) -> Result<(), StreamError> {
     let name = container.strip_prefix('/').unwrap_or(container);
-    let bad_time = |text: &str| error("internal", format!("{text:?} is no time: RFC 3339, unix seconds or a duration like 10m"));
+    let bad_time =
+        |text: &str| error("internal", format!("{text:?} is no time: RFC 3339, unix seconds or a duration like 10m"));
     let now = tail::now();
     let since = options.since.as_deref().map(|t| parse_time(t, now).ok_or_else(|| bad_time(t))).transpose()?;
     let until = options.until.as_deref().map(|t| parse_time(t, now).ok_or_else(|| bad_time(t))).transpose()?;
@@ -66,7 +67,11 @@ pub fn stream(agent: &Agent, id: u64, container: &str, options: &LogOptions, sto
     query.push_str(&options.tail.map_or_else(String::new, |n| format!("&tail={n}")));
     for (key, time) in [("since", since), ("until", until)] {
         if let Some(Timestamp(micros)) = time {
-            query.push_str(&format!("&{key}={}.{:09}", micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000) * 1000));
+            query.push_str(&format!(
+                "&{key}={}.{:09}",
+                micros.div_euclid(1_000_000),
+                micros.rem_euclid(1_000_000) * 1000
+            ));
         }
     }
     let open = |name: &str| {
@@ -155,7 +160,8 @@ fn stream_script(
 /// The three spellings that docker's own command line takes.
 fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
     let text = text.trim();
-    let is_number = text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let is_number =
+        text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || c == '.');
     if is_number {
         let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
         let micros: String = fraction.chars().chain(std::iter::repeat('0')).take(6).collect();

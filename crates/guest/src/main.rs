@@ -15,8 +15,8 @@ mod init;
 mod initramfs;
 mod lines;
 mod logs;
-mod power;
 mod port;
+mod power;
 mod process;
 mod runner;
 mod session;
@@ -25,7 +25,7 @@ mod tail;
 use std::time::Duration;
 
 fn main() {
-    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
         println!("holdfast-guest {}: started as the init of a Holdfast VM only", holdfast_model::VERSION);
         return;
     }

@@ -37,9 +37,10 @@ pub fn start(agent: Arc<Agent>) {
 
 /// Finds the device by the port's name: there is no udev that would make a link.
 fn open() -> Option<File> {
-    let named = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten().find(|entry| {
-        fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == PORT_NAME)
-    })?;
+    let named = fs::read_dir("/sys/class/virtio-ports")
+        .ok()?
+        .flatten()
+        .find(|entry| fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == PORT_NAME))?;
     let device = std::path::Path::new("/dev").join(named.file_name());
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(device).ok()
@@ -129,7 +130,9 @@ impl Port {
     fn begin(&self, task: Task) {
         let agent = Arc::clone(&self.agent);
         match task {
-            Task::Containers { id } => init::spawn("containers", move || agent.answer_containers(id, containers::list())),
+            Task::Containers { id } => {
+                init::spawn("containers", move || agent.answer_containers(id, containers::list()))
+            }
             Task::Logs { id, container, options, stop } => init::spawn("logs", move || {
                 let error = logs::stream(&agent, id, &container, &options, &stop).err();
                 agent.end_log(id, &stop, error);

@@ -49,9 +49,10 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.env("PATH", crate::init::PATH);
     }
     let mut children = lock(&TABLE.children);
-    let child = command.process_group(0).spawn().map_err(|e| {
-        io::Error::new(e.kind(), format!("{}: {e}", command.get_program().to_string_lossy()))
-    })?;
+    let child = command
+        .process_group(0)
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", command.get_program().to_string_lossy())))?;
     let exit = Arc::new(Exit::default());
     let raw = child.id().cast_signed();
     let pid = Pid::from_raw(raw).ok_or_else(|| io::Error::other("a child without a pid"))?;
@@ -96,20 +97,23 @@ impl Child {
 
 /// Starts the thread that collects every ended process of the VM.
 pub fn start_reaper() {
-    crate::init::spawn("reaper", || loop {
-        // Blocks until somebody has ended, without taking the status yet: a spawn that fails collects its own.
-        let waited = rustix::process::waitid(rustix::process::WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-        let mut children = lock(&TABLE.children);
-        if waited.is_err() {
-            // No child at all: the next one is born in `spawn`.
-            drop(TABLE.spawned.wait_timeout(children, Duration::from_secs(1)));
-            continue;
-        }
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if let Some(exit) = children.remove(&pid.as_raw_nonzero().get()) {
-                let code = status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap_or(255);
-                *lock(&exit.code) = Some(code);
-                exit.known.notify_all();
+    crate::init::spawn("reaper", || {
+        loop {
+            // Blocks until somebody has ended, without taking the status yet: a spawn that fails collects its own.
+            let waited =
+                rustix::process::waitid(rustix::process::WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+            let mut children = lock(&TABLE.children);
+            if waited.is_err() {
+                // No child at all: the next one is born in `spawn`.
+                drop(TABLE.spawned.wait_timeout(children, Duration::from_secs(1)));
+                continue;
+            }
+            while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+                if let Some(exit) = children.remove(&pid.as_raw_nonzero().get()) {
+                    let code = status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap_or(255);
+                    *lock(&exit.code) = Some(code);
+                    exit.known.notify_all();
+                }
             }
         }
     });

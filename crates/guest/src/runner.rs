@@ -195,7 +195,9 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
                 break;
             }
             wait = if started.elapsed() > Duration::from_secs(60) { Duration::from_secs(1) } else { wait };
-            script.log.push(2, format!("holdfast: the script ended with {code}; again in {} s\n", wait.as_secs()).as_bytes());
+            script
+                .log
+                .push(2, format!("holdfast: the script ended with {code}; again in {} s\n", wait.as_secs()).as_bytes());
             thread::sleep(wait);
             if STOPPING.load(Ordering::SeqCst) {
                 break;
@@ -273,14 +275,18 @@ mod tests {
 
     #[test]
     fn any_name_makes_a_project() {
-        for (name, project) in [("hello", "hello"), ("My App!", "my-app-"), ("--x", "x"), ("ü", "app"), ("", "app"), ("9_a", "9_a")] {
+        for (name, project) in
+            [("hello", "hello"), ("My App!", "my-app-"), ("--x", "x"), ("ü", "app"), ("", "app"), ("9_a", "9_a")]
+        {
             assert_eq!(project_name(name), project);
         }
     }
 
     #[test]
     fn implicit_ports_become_an_override() {
-        let ports = published_ports("services:\n  a: {image: x, ports: ['80', '9000:90']}\n  b: {image: y, ports: [443]}\n").unwrap();
+        let ports =
+            published_ports("services:\n  a: {image: x, ports: ['80', '9000:90']}\n  b: {image: y, ports: [443]}\n")
+                .unwrap();
         let text = implicit_ports(&ports).unwrap();
         assert_eq!(text, r#"{"services":{"a":{"ports":["80:80"]},"b":{"ports":["443:443"]}}}"#);
         assert_eq!(implicit_ports(&published_ports("services: {a: {image: x}}").unwrap()), None);

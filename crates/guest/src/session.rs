@@ -15,7 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_model::guest::{BootError, BootProgress, Config, Container, FromGuest, GuestState, Keys, LogOptions, ToGuest};
+use holdfast_model::guest::{
+    BootError, BootProgress, Config, Container, FromGuest, GuestState, Keys, LogOptions, ToGuest,
+};
 use holdfast_model::node::{STREAM_WINDOW, StreamError};
 use rustix::event::EventfdFlags;
 use rustix::time::ClockId;
@@ -203,7 +205,9 @@ impl Agent {
                 inner.keys = Some(Err((reason, retry_s)));
             }
             ToGuest::Config(_) | ToGuest::Keys(_) | ToGuest::Refused { .. } => {}
-            ToGuest::Shutdown { grace_s } => return Some(Task::Shutdown { grace: Duration::from_secs(grace_s.into()) }),
+            ToGuest::Shutdown { grace_s } => {
+                return Some(Task::Shutdown { grace: Duration::from_secs(grace_s.into()) });
+            }
             ToGuest::Containers { id } => {
                 if inner.begin_task() {
                     return Some(Task::Containers { id });
@@ -385,4 +389,89 @@ pub fn pause(agent: &Agent, limit: Duration) -> bool {
         std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(agent: &Agent) -> Vec<FromGuest> {
+        std::iter::from_fn(|| agent.next()).collect()
+    }
+
+    fn hello(agent: &Agent, session: &str) {
+        assert!(agent.receive(ToGuest::Hello { session: session.to_owned() }).is_none());
+    }
+
+    fn keys() -> ToGuest {
+        ToGuest::Keys(Keys { env_key: String::new(), disk_key: String::new() })
+    }
+
+    fn open(agent: &Agent, id: u64) -> Option<Arc<Stop>> {
+        match agent.receive(ToGuest::LogsOpen { id, container: "c".to_owned(), options: LogOptions::default() }) {
+            Some(Task::Logs { stop, .. }) => Some(stop),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_before_hello_and_all_of_it_after_each() {
+        let agent = Agent::new("boot".to_owned());
+        agent.progress(BootProgress::RequestingAppKeys);
+        drop(agent.ask(Need::Keys));
+        assert!(said(&agent).is_empty());
+        assert!(agent.receive(keys()).is_none());
+        for session in ["a", "b"] {
+            hello(&agent, session);
+            let lines = said(&agent);
+            assert!(
+                matches!(&lines[0], FromGuest::HelloAck { session: s, state } if s == session && state.timeline.len() == 2)
+            );
+            assert_eq!(lines[1..], [FromGuest::NeedKeys]);
+        }
+        // What nobody asked for is not taken; what was asked for, once.
+        agent.receive(ToGuest::Refused { what: "config".to_owned(), reason: String::new(), retry_s: None });
+        assert!(agent.lock().keys.is_none());
+        agent.receive(keys());
+        assert!(matches!(agent.lock().keys.take(), Some(Ok(_))));
+        agent.receive(keys());
+        assert!(agent.lock().keys.is_none());
+        hello(&agent, "c");
+        assert_eq!(said(&agent).len(), 1);
+    }
+
+    #[test]
+    fn a_stream_ends_at_its_credit_and_with_its_host() {
+        let agent = Agent::new(String::new());
+        hello(&agent, "a");
+        said(&agent);
+        let stop = open(&agent, 1).expect("a stream");
+        let window = vec![b'x'; usize::try_from(STREAM_WINDOW).unwrap()];
+        assert!(agent.send_log(1, &stop, 1, &window));
+        assert_eq!(agent.lock().streams[&1].credit, 0);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| agent.send_log(1, &stop, 1, b"more"));
+            hello(&agent, "b");
+            assert!(!waiting.join().unwrap());
+        });
+        assert!(stop.stopped());
+        agent.end_log(1, &stop, None);
+        assert_eq!(said(&agent).len(), 1);
+        assert_eq!(agent.lock().tasks, 0);
+    }
+
+    #[test]
+    fn a_host_that_asks_without_end_gets_bounded_memory() {
+        let agent = Agent::new(String::new());
+        hello(&agent, "a");
+        let begun = (0..100_000).filter(|id| open(&agent, *id).is_some()).count();
+        assert_eq!(begun, MAX_TASKS);
+        for id in 0..100_000 {
+            assert!(agent.receive(ToGuest::Containers { id }).is_none());
+        }
+        assert!(agent.lock().queued_bytes <= 2 * QUEUE_BYTES + 1024);
+        // Credit without reading does not help either.
+        agent.receive(ToGuest::LogsCredit { id: 0, bytes: u64::MAX });
+        assert_eq!(agent.lock().streams[&0].credit, u64::MAX);
+    }
 }

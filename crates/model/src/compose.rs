@@ -99,7 +99,9 @@ pub fn normalize(sent: &Map<String, Value>, name: &str) -> Result<String, Error>
 
 /// Refuses what would only fail later, inside the guest.
 fn check(compose: &Map<String, Value>) -> Result<(), Error> {
-    for key in ["name", "runner", "docker_compose_file", "bash_script", "pre_launch_script", "init_script", "storage_fs"] {
+    for key in
+        ["name", "runner", "docker_compose_file", "bash_script", "pre_launch_script", "init_script", "storage_fs"]
+    {
         if compose.get(key).is_some_and(|v| !v.is_string()) {
             return Err(Error::field("body", &format!("compose_file.{key}"), "string_type", "must be a string"));
         }
@@ -125,7 +127,8 @@ fn check(compose: &Map<String, Value>) -> Result<(), Error> {
         .map(str::len)
         .sum();
     if script_bytes > MAX_COMPOSE_BYTES {
-        let message = format!("compose_file: {script_bytes} bytes of compose file and scripts; {MAX_COMPOSE_BYTES} are allowed.");
+        let message =
+            format!("compose_file: {script_bytes} bytes of compose file and scripts; {MAX_COMPOSE_BYTES} are allowed.");
         return Err(Error::new(Code::ComposeTooLarge, message));
     }
     match text("runner") {
@@ -360,7 +363,10 @@ mod tests {
             sha256_hex(canonical_json(&value)),
             "62f2ff45e7996ea192fd7908858c75787fba85b9109ec08773173ee5cb5f1035"
         );
-        assert_eq!(canonical_json(&json!({"b":2.0,"a":[1.5,{"z":null,"y":"ü\n"}]})), r#"{"a":[1.5,{"y":"ü\n","z":null}],"b":2}"#);
+        assert_eq!(
+            canonical_json(&json!({"b":2.0,"a":[1.5,{"z":null,"y":"ü\n"}]})),
+            r#"{"a":[1.5,{"y":"ü\n","z":null}],"b":2}"#
+        );
     }
 
     #[test]
@@ -398,16 +404,29 @@ services:
     image: y
     ports: ["81:9"]
 "#;
-        let found: Vec<_> = published_ports(yaml).expect("a compose file").into_iter().map(|p| (p.vm_port, p.implicit)).collect();
+        let found: Vec<_> =
+            published_ports(yaml).expect("a compose file").into_iter().map(|p| (p.vm_port, p.implicit)).collect();
         assert_eq!(
             found,
-            [(80, true), (81, false), (82, true), (84, true), (85, true), (86, false), (90, true), (91, true), (8083, false)]
+            [
+                (80, true),
+                (81, false),
+                (82, true),
+                (84, true),
+                (85, true),
+                (86, false),
+                (90, true),
+                (91, true),
+                (8083, false)
+            ]
         );
     }
 
     #[test]
     fn what_is_no_compose_file() {
-        for text in ["- a\n- b\n", "hello", "services: []", "services: {}", "version: '3'", ":\n\t-", "services:\n  a:\n"] {
+        for text in
+            ["- a\n- b\n", "hello", "services: []", "services: {}", "version: '3'", ":\n\t-", "services:\n  a:\n"]
+        {
             let error = published_ports(text).expect_err(text);
             assert_eq!(error.code, Code::ComposeInvalid, "{text}");
         }

@@ -141,18 +141,38 @@ pub struct LogOptions {
 #[serde(rename_all = "snake_case", tag = "do")]
 pub enum ToGuest {
     /// `session` is random per opening of the port.
-    Hello { session: String },
+    Hello {
+        session: String,
+    },
     Config(Box<Config>),
     Keys(Keys),
-    /// The server cannot give what was asked for now; ask again after `retry_s` seconds, or never when absent.
-    Refused { what: String, reason: String, retry_s: Option<u32> },
+    /// The server cannot give what was asked for now; ask again after `retry_s` seconds, or never when absent. `what` is
+    /// `keys`: the configuration is the node's own.
+    Refused {
+        what: String,
+        reason: String,
+        retry_s: Option<u32>,
+    },
     /// Stop the app (at most `grace_s` seconds), sync, power off.
-    Shutdown { grace_s: u32 },
-    Containers { id: u64 },
-    LogsOpen { id: u64, container: String, options: LogOptions },
-    LogsClose { id: u64 },
+    Shutdown {
+        grace_s: u32,
+    },
+    Containers {
+        id: u64,
+    },
+    LogsOpen {
+        id: u64,
+        container: String,
+        options: LogOptions,
+    },
+    LogsClose {
+        id: u64,
+    },
     /// The guest may send `bytes` more data bytes on stream `id`. Every stream begins with [`crate::node::STREAM_WINDOW`].
-    LogsCredit { id: u64, bytes: u64 },
+    LogsCredit {
+        id: u64,
+        bytes: u64,
+    },
 }
 
 /// How the guest is doing; always the whole truth.
@@ -176,12 +196,28 @@ pub struct GuestState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum FromGuest {
-    HelloAck { session: String, state: GuestState },
+    HelloAck {
+        session: String,
+        state: GuestState,
+    },
     NeedConfig,
     NeedKeys,
     State(GuestState),
-    Containers { id: u64, containers: Vec<Container>, #[serde(default)] error: Option<String> },
+    Containers {
+        id: u64,
+        containers: Vec<Container>,
+        #[serde(default)]
+        error: Option<String>,
+    },
     /// `channel` is 1 for stdout and 2 for stderr; `data` is base64.
-    Log { id: u64, channel: u8, data: String },
-    LogEnd { id: u64, #[serde(default)] error: Option<crate::node::StreamError> },
+    Log {
+        id: u64,
+        channel: u8,
+        data: String,
+    },
+    LogEnd {
+        id: u64,
+        #[serde(default)]
+        error: Option<crate::node::StreamError>,
+    },
 }

@@ -28,7 +28,7 @@ const ROOTFS: &str = "rootfs.img";
 
 /// Kernel arguments of every guest; each is argued for in ADR 0010.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check audit=0 cryptomgr.notests nowatchdog apparmor=0 \
-                       net.ifnames=0 rcupdate.rcu_expedited=1 8250.nr_uarts=1";
+                       net.ifnames=0 8250.nr_uarts=1";
 
 /// The statically linked `holdfast-guest`.
 #[derive(Debug, Clone)]

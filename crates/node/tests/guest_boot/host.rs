@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_model::guest::{Config, FromGuest, GuestState, Keys, PORT_NAME, ToGuest};
 use holdfast_model::Timestamp;
+use holdfast_model::guest::{Config, FromGuest, GuestState, Keys, PORT_NAME, ToGuest};
 use holdfast_node::image::{Agent, BuildOptions, Image, build, load};
 
 /// What one boot may take on a machine that does other things as well.
@@ -53,7 +53,18 @@ fn agent() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = "x86_64-unknown-linux-gnu";
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--profile", "guest", "-p", "holdfast-guest", "--target", target, "--target-dir", "target/guest"])
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            "guest",
+            "-p",
+            "holdfast-guest",
+            "--target",
+            target,
+            "--target-dir",
+            "target/guest",
+        ])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(&root)
         .status()
@@ -95,14 +106,35 @@ impl Vm {
         let (boot, data) = (dir.join("boot.qcow2"), dir.join("data.qcow2"));
         if !data.exists() {
             let rootfs = image.rootfs.as_ref().expect("our images have one");
-            qemu_img(&["create", "-q", "-f", "qcow2", "-b", &rootfs.to_string_lossy(), "-F", "raw", &boot.to_string_lossy()]);
+            qemu_img(&[
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-b",
+                &rootfs.to_string_lossy(),
+                "-F",
+                "raw",
+                &boot.to_string_lossy(),
+            ]);
             qemu_img(&["create", "-q", "-f", "qcow2", &data.to_string_lossy(), "20G"]);
         }
         let (port_8080, port_80) = (free_port(), free_port());
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let _ = fs::remove_file(dir.join("agent.sock"));
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-m", "2048", "-nodefaults", "-no-reboot"]);
+        qemu.args([
+            "-M",
+            "q35",
+            "-accel",
+            "tcg,thread=multi,tb-size=64",
+            "-cpu",
+            "max",
+            "-m",
+            "2048",
+            "-nodefaults",
+            "-no-reboot",
+        ]);
         qemu.args(["-display", "none", "-smp", &vcpu.to_string()]);
         qemu.args(["-kernel", &text(&image.kernel), "-initrd", &text(&image.initrd)]);
         qemu.args(["-append", image.metadata.cmdline.as_deref().unwrap_or_default()]);
@@ -110,8 +142,16 @@ impl Vm {
             qemu.args(["-drive", &format!("file={},format=qcow2,if=none,id={serial}", path.display())]);
             qemu.args(["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
         }
-        qemu.args(["-device", "virtio-serial-pci", "-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
-        qemu.args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", dir.join("agent.sock").display())]);
+        qemu.args([
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+        ]);
+        qemu.args([
+            "-chardev",
+            &format!("socket,id=agent,path={},server=on,wait=off", dir.join("agent.sock").display()),
+        ]);
         let forwards = format!("hostfwd=tcp:127.0.0.1:{port_8080}-:8080,hostfwd=tcp:127.0.0.1:{port_80}-:80");
         qemu.args(["-netdev", &format!("user,id=net,{forwards}"), "-device", "virtio-net-pci,netdev=net"]);
         qemu.args(["-serial", &format!("file:{}", dir.join("serial.log").display())]);
@@ -227,7 +267,9 @@ impl Host {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => panic!("no {what} in {limit:?}; last state: {:?}", self.state),
-                Err(RecvTimeoutError::Disconnected) => panic!("the VM ended before {what}; last state: {:?}", self.state),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the VM ended before {what}; last state: {:?}", self.state)
+                }
             }
         }
     }
@@ -276,7 +318,8 @@ impl Host {
 
     pub fn shut_down(&mut self, vm: &mut Vm) {
         self.send(&ToGuest::Shutdown { grace_s: 10 });
-        let last = |m: &FromGuest| matches!(m, FromGuest::State(s) if s.shutdown_progress.as_deref() == Some("powering off"));
+        let last =
+            |m: &FromGuest| matches!(m, FromGuest::State(s) if s.shutdown_progress.as_deref() == Some("powering off"));
         self.wait(SOON, "power off", |m| last(m).then_some(()));
         vm.ended();
     }

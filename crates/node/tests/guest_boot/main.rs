@@ -60,7 +60,11 @@ fn log(host: &mut Host, id: u64, container: &str, options: LogOptions) -> (Strin
     let code = host.wait(SOON, "end of log", |m| match m {
         FromGuest::Log { id: theirs, channel, data } if *theirs == id => {
             let bytes = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
-            if *channel == 1 { out.extend(bytes) } else { err.extend(bytes) }
+            if *channel == 1 {
+                out.extend(bytes)
+            } else {
+                err.extend(bytes)
+            }
             None
         }
         FromGuest::LogEnd { id: theirs, error } if *theirs == id => Some(error.as_ref().map(|e| e.code.clone())),
@@ -122,8 +126,14 @@ fn an_app_through_its_life() {
     assert_eq!(
         words,
         [
-            "booting", "requesting app keys", "initializing data disk", "mounting data disk", "data disk ready",
-            "setting up docker", "starting containers", "done"
+            "booting",
+            "requesting app keys",
+            "initializing data disk",
+            "mounting data disk",
+            "data disk ready",
+            "setting up docker",
+            "starting containers",
+            "done"
         ]
     );
     eprintln!("timeline {:?}", state.timeline);
@@ -135,21 +145,33 @@ fn an_app_through_its_life() {
     let (out, err, code) = log(&mut host, 2, &name, LogOptions::default());
     assert_eq!((out.as_str(), code), ("hello: listening on port 80\n", None));
     assert!(err.contains("response:200"), "{err}");
-    let (stamped, ..) = log(&mut host, 3, "web", LogOptions { tail: Some(1), timestamps: true, ..LogOptions::default() });
+    let (stamped, ..) =
+        log(&mut host, 3, "web", LogOptions { tail: Some(1), timestamps: true, ..LogOptions::default() });
     assert!(stamped.is_empty() || stamped.starts_with("20"), "{stamped}");
-    let (out, err, _) = log(&mut host, 4, &name, LogOptions { since: Some("2099-01-01T00:00:00Z".to_owned()), ..LogOptions::default() });
+    let (out, err, _) = log(
+        &mut host,
+        4,
+        &name,
+        LogOptions { since: Some("2099-01-01T00:00:00Z".to_owned()), ..LogOptions::default() },
+    );
     assert_eq!((out.as_str(), err.as_str()), ("", ""));
     assert_eq!(log(&mut host, 5, "nobody", LogOptions::default()).2.as_deref(), Some("no_such_container"));
     assert_eq!(log(&mut host, 6, "../etc", LogOptions::default()).2.as_deref(), Some("no_such_container"));
 
     // A stream that follows goes on until it is closed, and over when a new host comes.
-    host.send(&ToGuest::LogsOpen { id: 7, container: name.clone(), options: LogOptions { follow: true, ..LogOptions::default() } });
+    host.send(&ToGuest::LogsOpen {
+        id: 7,
+        container: name.clone(),
+        options: LogOptions { follow: true, ..LogOptions::default() },
+    });
     host.wait(SOON, "log data", |m| matches!(m, FromGuest::Log { id: 7, .. }).then_some(()));
     drop(host);
     let mut host = vm.connect("third");
     assert_eq!(host.state.boot_progress, "done");
     assert!(vm.http(vm.port_8080).contains(MARKER));
-    assert!(!host.drain(Duration::from_secs(1)).iter().any(|m| matches!(m, FromGuest::Log { .. } | FromGuest::NeedKeys)));
+    assert!(
+        !host.drain(Duration::from_secs(1)).iter().any(|m| matches!(m, FromGuest::Log { .. } | FromGuest::NeedKeys))
+    );
     host.shut_down(&mut vm);
     drop(host);
     let console = vm.console();
@@ -224,7 +246,11 @@ fn scripts_and_their_errors() {
     assert_eq!(state.boot_error, None);
     eprintln!("bash app runs after {:.1} s", vm.seconds());
     assert_eq!(containers(&mut host, 1)[0].names, ["/app"]);
-    host.send(&ToGuest::LogsOpen { id: 2, container: "app".to_owned(), options: LogOptions { follow: true, ..LogOptions::default() } });
+    host.send(&ToGuest::LogsOpen {
+        id: 2,
+        container: "app".to_owned(),
+        options: LogOptions { follow: true, ..LogOptions::default() },
+    });
     let mut seen = Vec::new();
     host.wait(SOON, "the script's words", |m| {
         if let FromGuest::Log { data, .. } = m {
@@ -271,10 +297,16 @@ fn a_flood_of_logs_and_a_port_without_a_number() {
     assert_eq!(state.boot_error, None);
     assert!(vm.http(vm.port_80).contains(MARKER));
     // Without credit the stream stops at its window, and everything else goes on.
-    host.send(&ToGuest::LogsOpen { id: 1, container: "flood".to_owned(), options: LogOptions { follow: true, ..LogOptions::default() } });
+    host.send(&ToGuest::LogsOpen {
+        id: 1,
+        container: "flood".to_owned(),
+        options: LogOptions { follow: true, ..LogOptions::default() },
+    });
     let mut got = 0;
     let count = |m: &FromGuest| match m {
-        FromGuest::Log { id: 1, data, .. } => base64::engine::general_purpose::STANDARD.decode(data).unwrap().len() as u64,
+        FromGuest::Log { id: 1, data, .. } => {
+            base64::engine::general_purpose::STANDARD.decode(data).unwrap().len() as u64
+        }
         _ => 0,
     };
     host.wait(SOON, "a full window", |m| {
