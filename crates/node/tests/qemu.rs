@@ -78,6 +78,17 @@ fn runs(process: Process) -> bool {
     stat.contains(&format!(" {} ", process.start_time)) && !stat.contains(") Z ")
 }
 
+impl Drop for Rig {
+    /// A test that failed leaves no QEMU behind.
+    fn drop(&mut self) {
+        let Ok(entries) = std::fs::read_dir(self.dir.path().join("node/vms")) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            processes_with(&format!("-uuid\0{name}")).into_iter().for_each(kill);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_qemu_is_seen_and_started_again() {
     let Some(rig) = Rig::new().await else { return };
@@ -255,41 +266,87 @@ async fn node_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_again_and_again() {
     let Some(rig) = Rig::new().await else { return };
-    let spawn = || {
-        std::process::Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "node_process", "--ignored"])
-            .env("NODE_SERVER", &rig.server.url)
-            .env("NODE_DATA", rig.dir.path().join("node"))
-            .env("NODE_IMAGES", &rig.image_dir)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("spawn")
-    };
+    let spawn = || node_child(&rig, &rig.image_dir);
     let vm = spec(&rig.image);
     for (round, wait_ms) in [0, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 300].into_iter().enumerate() {
         let generation = round as u64 + 1;
-        let mut node = spawn();
+        let node = spawn();
         rig.server.until("registered", SOON, |w| w.registered.len() == round * 2 + 1).await;
         rig.server.want(want(&vm, generation, RunState::Running, generation));
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-        node.kill().expect("kill");
-        node.wait().expect("reaped");
+        node.kill();
         assert!(qemus(&vm.uuid).len() <= 1, "two QEMU after {wait_ms} ms");
-        let mut node = spawn();
+        let node = spawn();
         rig.server.until("registered again", SOON, |w| w.registered.len() == round * 2 + 2).await;
         let report = rig.running(vm.uuid, generation).await;
         assert_eq!((report.boot_epoch, report.restarts), (generation, 0), "after {wait_ms} ms");
         let running = qemus(&vm.uuid);
         assert_eq!(running.len(), 1, "after {wait_ms} ms");
         adopted_until(&rig, vm.uuid, running[0]).await;
-        node.kill().expect("kill");
-        node.wait().expect("reaped");
+        node.kill();
     }
     let node = RunningNode::start(rig.config());
     rig.remove(vm.uuid, 99).await;
     assert!(qemus(&vm.uuid).is_empty());
     node.stop().await.expect("stops");
+}
+
+/// A guest that is only tried out ends with the node that tries it, even when that one is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_while_it_probes_leaves_no_guest() {
+    let Some(rig) = Rig::new().await else { return };
+    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("no KVM here, so nothing is ever probed: not tested");
+        return;
+    }
+    // An image folder without a verdict, that is told from all others by its path on QEMU's command line.
+    let (images, from) = (rig.dir.path().join("images"), rig.image_dir.join(&rig.image));
+    std::fs::create_dir_all(images.join(&rig.image)).expect("mkdir");
+    for entry in std::fs::read_dir(from).expect("list").flatten() {
+        std::fs::hard_link(entry.path(), images.join(&rig.image).join(entry.file_name()))
+            .or_else(|_| std::fs::copy(entry.path(), images.join(&rig.image).join(entry.file_name())).map(drop))
+            .expect("link or copy");
+    }
+    let needle = images.display().to_string();
+    let node = node_child(&rig, &images);
+    let deadline = tokio::time::Instant::now() + SOON;
+    while processes_with(&needle).is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "no probe was seen");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    node.kill();
+    while !processes_with(&needle).is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "the probe guest was left behind");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Starts [`node_process`] over the rig's data folder.
+fn node_child(rig: &Rig, images: &Path) -> NodeChild {
+    let child = std::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "node_process", "--ignored"])
+        .env("NODE_SERVER", &rig.server.url)
+        .env("NODE_DATA", rig.dir.path().join("node"))
+        .env("NODE_IMAGES", images)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("spawn");
+    NodeChild(child)
+}
+
+/// A node process, killed as with kill -9 at the latest when the test ends.
+struct NodeChild(std::process::Child);
+
+impl NodeChild {
+    fn kill(self) {}
+}
+
+impl Drop for NodeChild {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("reaped");
+    }
 }
 
 /// Waits until the record names the process `pid`.
@@ -301,14 +358,19 @@ async fn adopted_until(rig: &Rig, vm: Uuid, pid: i32) {
     }
 }
 
-/// Processes whose command line names the VM.
+/// QEMU processes of the VM.
 fn qemus(vm: &Uuid) -> Vec<i32> {
-    let named = |pid: &i32| {
+    processes_with(&format!("-uuid\0{vm}"))
+}
+
+/// Processes whose command line holds `needle`.
+fn processes_with(needle: &str) -> Vec<i32> {
+    let holds = |pid: &i32| {
         let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&argv).contains(&format!("-uuid\0{vm}"))
+        String::from_utf8_lossy(&argv).contains(needle)
     };
     let entries = std::fs::read_dir("/proc").expect("list").flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(named).collect()
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(holds).collect()
 }
 
 /// A nearly full disk refuses what is new.

@@ -14,6 +14,7 @@ use holdfast_model::vm::VmSpec;
 use tokio::process::Command;
 
 use super::argv::{BOOT_DISK, DATA_DISK};
+use super::process;
 use crate::hypervisor::Fault;
 use crate::image::Image;
 use crate::{host, record};
@@ -98,6 +99,7 @@ async fn create(folder: &Path, name: &str, backing: &[&OsStr], size: &OsStr) -> 
 async fn run(args: &[&OsStr]) -> Result<(), Fault> {
     let mut command = Command::new("qemu-img");
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    process::die_with_parent(&mut command);
     let output = match tokio::time::timeout(PATIENCE, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(e)) if e.kind() == ErrorKind::NotFound => {

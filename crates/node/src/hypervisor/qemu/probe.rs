@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tracing::{info, warn};
 
 use super::argv::{self, Kernel};
+use super::process;
 use crate::{host, record};
 
 /// Name of the verdict in the node's own folder, and in the folder of images, which the nodes of a user share. The dot
@@ -97,6 +98,7 @@ pub async fn probe(trial: Trial<'_>) -> Accelerator {
 async fn boots(qemu: &Path, kernel: &Kernel) -> std::io::Result<bool> {
     let mut command = Command::new(qemu);
     command.args(argv::probe(kernel, Accelerator::Kvm)).kill_on_drop(true);
+    process::die_with_parent(&mut command);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let Some(mut console) = child.stdout.take() else { return Ok(false) };
     let (mut seen, mut block) = (Vec::new(), [0u8; 4096]);

@@ -98,6 +98,15 @@ pub fn spawn(binary: &Path, args: &[OsString], folder: &Path) -> io::Result<Chil
     command.spawn()
 }
 
+/// Ends the process when this one ends, even when this one is killed. For helpers, never for a VM.
+pub fn die_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
+    unsafe {
+        command
+            .pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from));
+    }
+}
+
 /// The last lines of what a log got after its first `from` bytes, for an error message.
 pub fn last_lines(path: &Path, from: u64) -> String {
     let text = fs::read(path).unwrap_or_default();
