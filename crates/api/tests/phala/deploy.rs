@@ -1,6 +1,8 @@
 //! A CVM's life as the CLI drives it, and what each of its ids finds.
 
+use axum::body::Body;
 use holdfast_model::hashid::{self, Prefix};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::support::{COMPOSE, NEWEST, Server, V_STRING_IDS, V2025, V2026, provision};
@@ -156,4 +158,53 @@ async fn what_runs_is_what_was_sent() {
     assert_eq!(composition["is_online"], false);
     assert_eq!(composition["error"], "The CVM is stopped.");
     assert_eq!(composition["containers"], Value::Null);
+}
+
+/// The events of a finished stream: (name, data).
+fn events(stream: &str) -> Vec<(&str, Value)> {
+    let blocks = stream.split("\n\n").filter(|block| !block.is_empty());
+    let event = |block: &'_ str| -> (usize, Value) {
+        let data = block.split("\ndata: ").nth(1).expect("a data line");
+        (block.find('\n').expect("two lines"), serde_json::from_str(data).expect("one line of JSON"))
+    };
+    blocks
+        .map(|block| {
+            let (end, data) = event(block);
+            (block[..end].strip_prefix("event: ").expect("a name"), data)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn watching_ends_when_the_cvm_is_as_wanted() {
+    let server = Server::start().await;
+    server.deploy_running("watch-app").await;
+    let watch = async |query: &str| {
+        let answer = server.at(V2026).get(&format!("/cvms/watch-app/state?{query}")).await;
+        assert_eq!(answer.headers["content-type"], "text/event-stream");
+        answer.text()
+    };
+    let stream = watch("target=running").await;
+    let seen = events(&stream);
+    assert_eq!(seen.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["state", "complete"]);
+    assert_eq!((&seen[0].1["name"], &seen[0].1["status"]), (&json!("watch-app"), &json!("running")));
+    assert!(seen[0].1.as_object().expect("an object").values().all(Value::is_string));
+    assert_eq!(seen[1].1, json!({ "status": "running", "target": "running", "elapsed": 0 }));
+
+    // Stopping takes a while: the first look sees it, a later one that it is done.
+    server.held.store(true, std::sync::atomic::Ordering::Relaxed);
+    server.at(V2026).post_bytes("/cvms/watch-app/stop", Vec::new()).await.expect(200);
+    let request = server.at(V2026).request("GET", "/cvms/watch-app/state?target=stopped&interval=5&timeout=30");
+    let mut body = server.open(request.body(Body::empty()).expect("a request")).await.into_body();
+    let first = body.frame().await.expect("a piece").expect("no error").into_data().expect("data");
+    server.held.store(false, std::sync::atomic::Ordering::Relaxed);
+    let rest = body.collect().await.expect("the rest").to_bytes();
+    let stream = String::from_utf8([first, rest].concat()).expect("text");
+    let seen = events(&stream);
+    assert_eq!(seen.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["state", "state", "complete"]);
+    assert_eq!((&seen[0].1["status"], &seen[1].1["status"]), (&json!("stopping"), &json!("stopped")));
+
+    let stream = watch("target=running&timeout=10").await;
+    let (name, data) = events(&stream).pop().expect("an event");
+    assert_eq!((name, &data["target"], &data["elapsed"]), ("timeout", &json!("running"), &json!(10)));
 }

@@ -8,6 +8,7 @@ pub mod list;
 mod operations;
 mod power;
 mod state;
+mod watch;
 
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;

@@ -4,10 +4,11 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use holdfast_model::error::{Code, Error};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::watch::Watch;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
@@ -34,36 +35,43 @@ pub struct CvmState {
     pub shutdown_progress: Option<String>,
 }
 
+impl CvmState {
+    pub fn of(cvm: &view::Cvm) -> Self {
+        Self {
+            id: cvm.vm.uuid.clone(),
+            instance_id: cvm.vm.instance_id.clone(),
+            name: cvm.vm.name.clone(),
+            status: cvm.status.to_owned(),
+            uptime: cvm.uptime(),
+            exited_at: cvm.exited_at(),
+            boot_progress: cvm.boot_progress(),
+            boot_error: cvm.boot_error(),
+            shutdown_progress: cvm.shutdown_progress(),
+        }
+    }
+}
+
 /// State of a CVM
+///
+/// With `target` the answer is a stream of server-sent events: `state` at every look, then `complete` once the CVM is
+/// as wanted and no operation holds it, or `timeout`, or `error`.
 #[utoipa::path(get, path = "/api/v1/cvms/{cvm_id}/state", tag = "CVMs", operation_id = "cvms_state",
-    params(("cvm_id" = String, Path, description = "UUID, `cvm_`, `app_` or `instance_` id, integer id, or name")),
-    responses((status = 200, body = CvmState), (status = 400, description = "Watching is not served"),
-        (status = 401, description = "Authentication required"), (status = 404, description = "CVM not found")))]
+    params(("cvm_id" = String, Path, description = "UUID, `cvm_`, `app_` or `instance_` id, integer id, or name"),
+        ("target" = Option<String>, Query, description = "Status to wait for"),
+        ("interval" = Option<i64>, Query, minimum = 5, maximum = 30, description = "Seconds between looks; 5 unless told"),
+        ("timeout" = Option<i64>, Query, minimum = 10, maximum = 600, description = "Seconds; 300 unless told")),
+    responses((status = 200, body = CvmState), (status = 401, description = "Authentication required"),
+        (status = 404, description = "CVM not found"), (status = 422, description = "Validation error")))]
 pub async fn get(
     State(app): State<App>,
     caller: Caller<Read>,
     Path(id): Path<String>,
     params: Params,
-) -> Result<Json<CvmState>, Failure> {
+) -> Result<Response, Failure> {
     let vm = app.control.vm_find(&caller.who, &id).await?;
-    if params.text("target").is_some() {
-        let why = "target: this server does not stream state yet; ask again without it.";
-        return Err(Error::new(Code::FeatureMissing, why).into());
+    if let Some(watch) = Watch::read(&params)? {
+        return Ok(watch.stream(app, vm.id));
     }
     let cvm = view::load_one(&app.control, vm).await?;
-    Ok(Json(state(&cvm)))
-}
-
-fn state(cvm: &view::Cvm) -> CvmState {
-    CvmState {
-        id: cvm.vm.uuid.clone(),
-        instance_id: cvm.vm.instance_id.clone(),
-        name: cvm.vm.name.clone(),
-        status: cvm.status.to_owned(),
-        uptime: cvm.uptime(),
-        exited_at: cvm.exited_at(),
-        boot_progress: cvm.boot_progress(),
-        boot_error: cvm.boot_error(),
-        shutdown_progress: cvm.shutdown_progress(),
-    }
+    Ok(Json(CvmState::of(&cvm)).into_response())
 }

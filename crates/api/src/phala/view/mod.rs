@@ -103,6 +103,11 @@ impl Cvm {
         self.report.as_ref().is_some_and(|r| matches!(r.phase, Phase::Running | Phase::Stopping))
     }
 
+    /// True once the guest agent has answered since QEMU started.
+    pub fn agent_answered(&self) -> bool {
+        self.report.as_ref().is_some_and(|r| r.agent)
+    }
+
     /// How long QEMU has been running, as dstack words it: `1h 2m 3s`, or `never`.
     pub fn uptime(&self) -> String {
         let started = self.report.as_ref().filter(|_| self.is_up()).and_then(|r| r.started_at);
