@@ -1,6 +1,7 @@
 //! The real image in a real QEMU, with a little host that speaks the guest protocol.
 //!
 //! `HOLDFAST_IMAGE_DIR` and `HOLDFAST_GUEST_AGENT` name what to use instead of building it.
+#![allow(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 mod host;
 
