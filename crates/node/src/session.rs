@@ -35,6 +35,8 @@ use crate::{Error, HypervisorKind, NodeConfig, host, image, record, stream};
 const SPACING: Duration = Duration::from_millis(10);
 /// How old the node's own health in a report may be.
 const HEALTH_AGE: Duration = Duration::from_secs(3);
+/// How long another holder of the data folder may take to let go.
+const LOCK: Duration = Duration::from_secs(1);
 /// Least time between two questions that bring nothing.
 const POLL_AGAIN: Duration = Duration::from_millis(500);
 /// How long tasks may take to finish what they are doing when the node stops.
@@ -43,7 +45,7 @@ const RELEASE: Duration = Duration::from_secs(3);
 /// Runs the node until `shutdown`; its VMs run on. Needs a rustls crypto provider installed by the binary.
 pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), Error> {
     record::private_dir(&config.data_dir).map_err(Error::io("cannot make", &config.data_dir))?;
-    let _lock = lock(&config)?;
+    let _lock = lock(&config).await?;
     let server = Server::new(&config.server_url, &config.token)?;
     let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
         HypervisorKind::Simulated => Arc::new(
@@ -83,14 +85,21 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     Ok(())
 }
 
-/// Two nodes on one folder would fight over its VMs.
-fn lock(config: &NodeConfig) -> Result<File, Error> {
+/// Two nodes on one folder would fight over its VMs. A node that was just killed may have left a child between fork and
+/// exec that holds the lock for some milliseconds more, so a held lock is tried again for a moment.
+async fn lock(config: &NodeConfig) -> Result<File, Error> {
     let path = config.data_dir.join("node.lock");
     let file = File::create(&path).map_err(Error::io("cannot open", &path))?;
-    match FileExt::try_lock(&file) {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked(config.data_dir.clone())),
-        Err(TryLockError::Error(source)) => Err(Error::Io { what: "cannot lock", path, source }),
+    let deadline = Instant::now() + LOCK;
+    loop {
+        match FileExt::try_lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked(config.data_dir.clone())),
+            Err(TryLockError::Error(source)) => return Err(Error::Io { what: "cannot lock", path, source }),
+        }
     }
 }
 

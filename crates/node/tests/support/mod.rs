@@ -141,7 +141,8 @@ impl Fake {
             }
         };
         if tokio::time::timeout(limit, waiting).await.is_err() {
-            panic!("not in time: {what}; reports: {:#?}", self.world().reports);
+            let world = self.world();
+            panic!("not in time: {what}; registered {} times; reports: {:#?}", world.registered.len(), world.reports);
         }
     }
 
