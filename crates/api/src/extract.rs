@@ -172,8 +172,8 @@ impl Params {
     /// A whole number within bounds, both included.
     pub fn integer(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, Error> {
         let Some(text) = self.text(name) else { return Ok(None) };
-        let number = i64::from_str(text)
-            .map_err(|_| Error::field("query", name, "int_parsing", "must be a whole number"))?;
+        let number =
+            i64::from_str(text).map_err(|_| Error::field("query", name, "int_parsing", "must be a whole number"))?;
         if number < least {
             return Err(Error::field("query", name, "greater_than_equal", format!("must be at least {least}")));
         }
@@ -189,7 +189,12 @@ impl Params {
         // A plus sign that was not escaped arrives as a space.
         let time = Timestamp::parse(text).or_else(|| Timestamp::parse(&text.replace(' ', "+")));
         time.map(Some).ok_or_else(|| {
-            Error::field("query", name, "datetime_from_date_parsing", "must be a date and time, like 2026-01-31T12:00:00Z")
+            Error::field(
+                "query",
+                name,
+                "datetime_from_date_parsing",
+                "must be a date and time, like 2026-01-31T12:00:00Z",
+            )
         })
     }
 

@@ -106,8 +106,7 @@ impl Control {
         let compose_hash = compose::sha256_hex(&content);
         let now = self.now();
         let nodes = self.store.nodes().await?;
-        let image =
-            catalogue::image_choose(&catalogue::images(&nodes)?, request.image.as_deref(), request.prefer_dev)?;
+        let image = catalogue::image_choose(&catalogue::images(&nodes)?, request.image.as_deref(), request.prefer_dev)?;
         let wanted = wanted(&request, &image.name)?;
         let ports = compose_ports(&content)?.len();
         let node = placement::choose(&nodes, &wanted.ask(ports), self.policy())?;

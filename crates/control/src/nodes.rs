@@ -33,7 +33,12 @@ impl Control {
         let mut tx = self.store.begin().await?;
         let (_, node) = nodes::node_register(&mut tx, token_id, hello, self.now()).await?;
         holdfast_store::commit(tx).await?;
-        tracing::info!(node = hello.name, hypervisor = hello.hypervisor, accelerator = hello.accelerator.as_str(), "node registered");
+        tracing::info!(
+            node = hello.name,
+            hypervisor = hello.hypervisor,
+            accelerator = hello.accelerator.as_str(),
+            "node registered"
+        );
         Ok(Registered { node, heartbeat_s: u32::try_from(HEARTBEAT.as_secs()).unwrap_or(5) })
     }
 

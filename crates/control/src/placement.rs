@@ -94,7 +94,8 @@ fn fits(node: &Node, ask: &Ask<'_>, policy: Policy) -> Result<Result<(), (u8, Er
         return no(5, Code::NoSlot, "Every node has as many CVMs as it may have.".to_owned());
     }
     if left.memory_mb < ask.memory_mb {
-        let why = format!("{} MB of memory were asked for; at most {} MB are free on a node.", ask.memory_mb, left.memory_mb);
+        let why =
+            format!("{} MB of memory were asked for; at most {} MB are free on a node.", ask.memory_mb, left.memory_mb);
         return no(6, Code::NoMemory, why);
     }
     if left.vcpu < ask.vcpu {

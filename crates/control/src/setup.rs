@@ -84,7 +84,8 @@ pub async fn first_admin(store: &Store, clock: &dyn Clock, key_file: &Path) -> R
     write_secret_file(key_file, &key)?;
     let mut tx = store.begin().await?;
     let wallet = holdfast_trust::random::<32>().map_err(Error::internal)?;
-    let owner = workspace_create(&mut tx, "admin", "admin", "default", &hex::encode(address::wallet(&wallet)), now).await?;
+    let owner =
+        workspace_create(&mut tx, "admin", "admin", "default", &hex::encode(address::wallet(&wallet)), now).await?;
     key_insert(&mut tx, owner, "admin", &key, now).await?;
     holdfast_store::commit(tx).await
 }
@@ -143,13 +144,8 @@ fn write_secret_file(file: &Path, text: &str) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let fail = |e: std::io::Error| setup_error(format!("cannot write {}: {e}", file.display()));
     let draft = PathBuf::from(format!("{}.new", file.display()));
-    let mut handle = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(fail)?;
+    let mut handle =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).map_err(fail)?;
     handle.write_all(text.as_bytes()).and_then(|()| handle.sync_all()).map_err(fail)?;
     std::fs::rename(&draft, file).map_err(fail)
 }

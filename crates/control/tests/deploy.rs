@@ -233,7 +233,8 @@ async fn names() {
     for good in ["hello", "Hello-1", "a1234", &"a".repeat(63)] {
         assert!(check_name(good).is_ok(), "{good}");
     }
-    for bad in ["", "abcd", "1hello", "-hello", "hello-", "he--llo", "hello_1", "héllo", "hello world", &"a".repeat(64)] {
+    for bad in ["", "abcd", "1hello", "-hello", "hello-", "he--llo", "hello_1", "héllo", "hello world", &"a".repeat(64)]
+    {
         assert_eq!(check_name(bad).expect_err(bad).code, Code::NameInvalid);
     }
 }

@@ -324,7 +324,9 @@ impl Run<'_> {
         }
         let running = observed.phase == Phase::Running && in_epoch;
         let yes = match until {
-            Until::Prepared => matches!(observed.phase, Phase::Starting | Phase::Running | Phase::Stopped | Phase::Exited),
+            Until::Prepared => {
+                matches!(observed.phase, Phase::Starting | Phase::Running | Phase::Stopped | Phase::Exited)
+            }
             Until::Started => running,
             Until::AgentUp => running && observed.agent,
             Until::AppUp => running && observed.boot_progress.as_deref() == Some(guest::BootProgress::Done.as_str()),

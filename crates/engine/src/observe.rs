@@ -14,9 +14,7 @@ pub fn status_of(current: VmStatus, desired: &Desired, report: &VmReport) -> VmS
     }
     match (desired.run_state, report.phase) {
         (RunState::Running, Phase::Running) if report.boot_error.is_some() => VmStatus::Error,
-        (RunState::Running, Phase::Running)
-            if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) =>
-        {
+        (RunState::Running, Phase::Running) if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) => {
             VmStatus::Running
         }
         (RunState::Running, Phase::Starting | Phase::Running) if current == VmStatus::Error => VmStatus::Error,

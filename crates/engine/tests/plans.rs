@@ -142,9 +142,10 @@ fn every_undo_can_be_repeated() {
 fn an_undo_that_the_node_refuses_is_stuck_and_stays_visible() {
     for plan in ops::ALL {
         let Some(pivot) = plan.pivot else { continue };
-        let Some(step) = waiting_steps(plan).into_iter().find(|s| {
-            plan.steps.iter().position(|p| p.name == *s).is_some_and(|i| i <= pivot)
-        }) else {
+        let Some(step) = waiting_steps(plan)
+            .into_iter()
+            .find(|s| plan.steps.iter().position(|p| p.name == *s).is_some_and(|i| i <= pivot))
+        else {
             continue;
         };
         let mut bench = Bench::new(plan);

@@ -45,7 +45,8 @@ impl Client {
         let answer = self.http.get(&url).header("X-API-Key", &self.key).send().await;
         let answer = answer.with_context(|| format!("cannot reach {}", self.url))?;
         let status = answer.status();
-        let body: Value = answer.json().await.with_context(|| format!("{} did not answer as holdfast does", self.url))?;
+        let body: Value =
+            answer.json().await.with_context(|| format!("{} did not answer as holdfast does", self.url))?;
         if status == StatusCode::OK {
             return Ok(body);
         }

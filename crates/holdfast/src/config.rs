@@ -77,9 +77,8 @@ impl Config {
         let mut table: Table = DEFAULTS.parse().context("config.default.toml")?;
         if let Some(file) = file {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            let theirs: Table = text.parse().map_err(|e: toml::de::Error| {
-                anyhow!("{}: {}", file.display(), one_line(e.message()))
-            })?;
+            let theirs: Table =
+                text.parse().map_err(|e: toml::de::Error| anyhow!("{}: {}", file.display(), one_line(e.message())))?;
             for (key, value) in theirs {
                 if !table.contains_key(&key) {
                     bail!("{}: unknown key \"{key}\"", file.display());
@@ -253,8 +252,13 @@ mod tests {
         for line in DEFAULTS.lines().filter(|l| l.contains(" = ")) {
             let at = DEFAULTS.find(line).expect("a line of it");
             let before = DEFAULTS[..at].trim_end().lines().last().unwrap_or_default();
-            assert!(before.starts_with('#') || line.starts_with("tls_key") || line.starts_with("deadline")
-                || line.starts_with("port_last"), "{line} has no comment");
+            assert!(
+                before.starts_with('#')
+                    || line.starts_with("tls_key")
+                    || line.starts_with("deadline")
+                    || line.starts_with("port_last"),
+                "{line} has no comment"
+            );
         }
     }
 
@@ -262,9 +266,15 @@ mod tests {
     fn options_win_and_mistakes_are_one_line() {
         let set = |key, text: &str| Config::load(None, &[(key, Some(text.to_owned()))]);
         assert_eq!(set("hypervisor", "simulated").expect("valid").hypervisor, Hypervisor::Simulated);
-        for (key, text) in [("listen", "here"), ("simulated_step_ms", "soon"), ("hypervisor", "xen"), ("nonsense", "1"),
-            ("listen", "0.0.0.0:8440"), ("public_url", "example"), ("vcpu_overcommit", "0")]
-        {
+        for (key, text) in [
+            ("listen", "here"),
+            ("simulated_step_ms", "soon"),
+            ("hypervisor", "xen"),
+            ("nonsense", "1"),
+            ("listen", "0.0.0.0:8440"),
+            ("public_url", "example"),
+            ("vcpu_overcommit", "0"),
+        ] {
             let error = set(key, text).expect_err(text);
             assert!(!format!("{error:#}").contains('\n'), "{error:#}");
         }

@@ -41,7 +41,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 text(node, "hypervisor").to_owned(),
                 text(node, "accelerator").to_owned(),
                 if node["tee"] == true { "yes" } else { "no" }.to_owned(),
-                format!("{} vCPU, {} MB, {} GB, {} slots", free["vcpu"], free["memory_mb"], free["disk_gb"], free["slots"]),
+                format!(
+                    "{} vCPU, {} MB, {} GB, {} slots",
+                    free["vcpu"], free["memory_mb"], free["disk_gb"], free["slots"]
+                ),
                 node["cvms"].to_string(),
                 text(node, "reason").to_owned(),
             ]

@@ -137,7 +137,12 @@ fn failure(operation: &Value) -> String {
     if error.is_null() {
         return String::new();
     }
-    let mut out = format!("\n  error     {} {}\n  hint      {}", text(error, "code"), text(error, "message"), text(error, "hint"));
+    let mut out = format!(
+        "\n  error     {} {}\n  hint      {}",
+        text(error, "code"),
+        text(error, "message"),
+        text(error, "hint")
+    );
     if let Some(internal) = error["internal"].as_str() {
         out.push_str(&format!("\n  cause     {internal}"));
     }
@@ -179,7 +184,9 @@ async fn watch(client: Client, path: String, json: bool) -> Result<ExitCode> {
         let operation = match client.get(&path).await {
             Ok(operation) => operation,
             // A server that restarts is waited for; an answer that says no is final.
-            Err(error) if error.root_cause().is::<reqwest::Error>() || format!("{error:#}").contains("cannot reach") => {
+            Err(error)
+                if error.root_cause().is::<reqwest::Error>() || format!("{error:#}").contains("cannot reach") =>
+            {
                 let since = *silent_since.get_or_insert_with(std::time::Instant::now);
                 if since.elapsed() > Duration::from_secs(60) {
                     return Err(error);

@@ -127,9 +127,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
         servers.push(tokio::spawn(plain(local)?.serve(service.clone())));
     }
     servers.push(match tls {
-        Some(tls) => {
-            tokio::spawn(axum_server::from_tcp_rustls(listener, tls)?.handle(handle.clone()).serve(service))
-        }
+        Some(tls) => tokio::spawn(axum_server::from_tcp_rustls(listener, tls)?.handle(handle.clone()).serve(service)),
         None => tokio::spawn(plain(listener)?.serve(service)),
     });
     let node = match config.node {

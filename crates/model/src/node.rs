@@ -141,15 +141,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Self; 7] = [
-        Self::Preparing,
-        Self::Starting,
-        Self::Running,
-        Self::Stopping,
-        Self::Stopped,
-        Self::Exited,
-        Self::Absent,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Preparing, Self::Starting, Self::Running, Self::Stopping, Self::Stopped, Self::Exited, Self::Absent];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -272,8 +265,15 @@ pub enum StreamRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum StreamReply {
-    Containers { id: u64, containers: Vec<Container> },
-    End { id: u64, #[serde(default)] error: Option<StreamError> },
+    Containers {
+        id: u64,
+        containers: Vec<Container>,
+    },
+    End {
+        id: u64,
+        #[serde(default)]
+        error: Option<StreamError>,
+    },
 }
 
 /// Why a stream ended early.

@@ -83,8 +83,7 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Self; 6] =
-        [Self::Pending, Self::Running, Self::Done, Self::Failed, Self::Cancelled, Self::Stuck];
+    pub const ALL: [Self; 6] = [Self::Pending, Self::Running, Self::Done, Self::Failed, Self::Cancelled, Self::Stuck];
 
     pub fn as_str(self) -> &'static str {
         match self {

@@ -148,7 +148,10 @@ impl Filter {
             query.push(" AND o.workspace_id = ").push_bind(workspace);
         }
         if let Some(project) = &self.project_uuid {
-            query.push(" AND o.project_id = (SELECT id FROM project WHERE uuid = ").push_bind(project.clone()).push(")");
+            query
+                .push(" AND o.project_id = (SELECT id FROM project WHERE uuid = ")
+                .push_bind(project.clone())
+                .push(")");
         }
         if let Some(resource) = self.resource_id {
             query.push(" AND o.resource_id = ").push_bind(resource);
@@ -164,7 +167,9 @@ impl Filter {
             }
         }
         let statuses: Vec<String> = self.statuses.iter().map(|s| s.as_str().to_owned()).collect();
-        for (column, words) in [(" AND o.operation_type IN (", &self.operation_types), (" AND o.status IN (", &statuses)] {
+        for (column, words) in
+            [(" AND o.operation_type IN (", &self.operation_types), (" AND o.status IN (", &statuses)]
+        {
             if !words.is_empty() {
                 query.push(column);
                 let mut list = query.separated(", ");

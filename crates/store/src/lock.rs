@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-
 use crate::OpenError;
 
 /// Held for as long as the process uses the folder.

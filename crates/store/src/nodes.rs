@@ -54,7 +54,8 @@ impl Node {
 }
 
 // A VM counts until nothing of it is left on the node, whatever its status says.
-const NODES: &str = "SELECT n.id, n.uuid, n.name, n.region, n.version, n.hypervisor, n.hypervisor_version, n.accelerator,
+const NODES: &str =
+    "SELECT n.id, n.uuid, n.name, n.region, n.version, n.hypervisor, n.hypervisor_version, n.accelerator,
         n.tee, n.vcpu, n.memory_mb, n.disk_gb, n.slots, n.disk_free_gb, n.publish_address, n.port_first, n.port_last,
         n.images, n.ready, n.reason, n.cordoned, n.last_seen_at, n.created_at,
         CAST(COALESCE(SUM(v.vcpu), 0) AS BIGINT) AS used_vcpu,

@@ -117,13 +117,15 @@ pub async fn workspace_create(
         .execute(&mut **tx)
         .await
         .map_err(fault)?;
-    sqlx::query("INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, 'default', TRUE, $3)")
-        .bind(Uuid::new_v4().to_string())
-        .bind(workspace)
-        .bind(now.micros())
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
+    sqlx::query(
+        "INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, 'default', TRUE, $3)",
+    )
+    .bind(Uuid::new_v4().to_string())
+    .bind(workspace)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
     Ok((user, workspace))
 }
 

@@ -55,7 +55,17 @@ fn at(seconds: u64) -> Timestamp {
 async fn an_accept_is_all_or_nothing() {
     let world = World::new().await;
     let (_, first) = world.create("one", 20_000).await.expect("a VM");
-    let tables = ["vm", "vm_name", "vm_port", "app", "operation", "operation_resource", "operation_event", "event_position", "audit_log"];
+    let tables = [
+        "vm",
+        "vm_name",
+        "vm_port",
+        "app",
+        "operation",
+        "operation_resource",
+        "operation_event",
+        "event_position",
+        "audit_log",
+    ];
     let mut before = Vec::new();
     for table in tables {
         before.push(world.count(table).await);
@@ -100,12 +110,17 @@ async fn a_create_runs_to_its_end_and_a_delete_leaves_nothing() {
     assert_eq!(work(&world, at(3)).await, 1);
     let done = world.store.operation(None, &operation.to_string()).await.expect("a query").expect("the operation");
     assert_eq!(done.status().expect("a status"), Status::Done);
-    assert_eq!(world.store.vm(vm).await.expect("a query").expect("the VM").status().expect("a status").as_str(), "running");
+    assert_eq!(
+        world.store.vm(vm).await.expect("a query").expect("the VM").status().expect("a status").as_str(),
+        "running"
+    );
 
     let mut tx = world.store.begin().await.expect("a transaction");
     let mut submit = world::submit(vm, &uuid, "one");
     submit.plan = &ops::VM_DELETE;
-    holdfast_store::accept::vm_operation_accept(&mut tx, &world.who, &world::info(), submit, at(4)).await.expect("accepted");
+    holdfast_store::accept::vm_operation_accept(&mut tx, &world.who, &world::info(), submit, at(4))
+        .await
+        .expect("accepted");
     commit(tx).await.expect("a commit");
     work(&world, at(4)).await;
     let tombstone = world.store.desired_page(world.node, page.revision).await.expect("a page");
@@ -152,7 +167,11 @@ async fn a_start_frees_leases_and_gives_waiting_steps_time() {
     let claimed = world.store.operations_claim("new", LEASE, 64, at(201)).await.expect("a claim");
     assert!(advance(&world, &claimed[0], at(201)).await);
     let page = world.store.operations(&Filter::default(), From::Newest, 10).await.expect("a page");
-    assert_eq!(page.operations[0].status().expect("a status"), Status::Running, "it did not time out while we were away");
+    assert_eq!(
+        page.operations[0].status().expect("a status"),
+        Status::Running,
+        "it did not time out while we were away"
+    );
 }
 
 #[tokio::test]
@@ -191,10 +210,10 @@ async fn pages_go_both_ways_while_others_write() {
     let names = |page: &holdfast_store::history::Page| -> Vec<String> {
         page.operations.iter().map(|o| o.resource_name.clone()).collect()
     };
-    assert_eq!((names(&first), names(&second)), (
-        vec!["app-6".into(), "app-5".into(), "app-4".into()],
-        vec!["app-3".into(), "app-2".into(), "app-1".into()],
-    ));
+    assert_eq!(
+        (names(&first), names(&second)),
+        (vec!["app-6".into(), "app-5".into(), "app-4".into()], vec!["app-3".into(), "app-2".into(), "app-1".into()],)
+    );
     let back = world.store.operations(&filter, From::NewerThan(second.operations[0].place()), 3).await.expect("a page");
     assert_eq!(names(&back), names(&first));
     assert!(back.has_newer, "the late-comer");

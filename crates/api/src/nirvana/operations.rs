@@ -124,11 +124,7 @@ fn filter(caller: &Caller, params: &Params) -> Result<Filter, Error> {
     (status = 401, description = "No valid API key"),
     (status = 404, description = "There is no such operation in the workspace"),
 ))]
-pub async fn get(
-    State(app): State<App>,
-    caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Json<Operation>, Failure> {
+pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Operation>, Failure> {
     let found = app.control.store.operation(Some(caller.who.workspace_id), &id.to_ascii_lowercase()).await?;
     let operation = found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))?;
     Ok(Json(view(&operation)?))

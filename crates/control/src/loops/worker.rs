@@ -59,8 +59,7 @@ async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
         operations::operation_park(&mut tx, claimed, &reason, now).await?;
         return holdfast_store::commit(tx).await;
     };
-    let Some((record, world)) =
-        operations::operation_load(&mut tx, claimed, control.node_patience(), now).await?
+    let Some((record, world)) = operations::operation_load(&mut tx, claimed, control.node_patience(), now).await?
     else {
         tracing::warn!(operation = claimed.uuid, "lease lost; another worker has the operation");
         return Ok(());
@@ -75,7 +74,13 @@ async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
     }
     if decision.record.status != record.status {
         let failure = decision.record.failure.as_ref().map(|f| f.message.as_str());
-        tracing::info!(operation = claimed.uuid, kind = plan.name, status = decision.record.status.as_str(), failure, "operation");
+        tracing::info!(
+            operation = claimed.uuid,
+            kind = plan.name,
+            status = decision.record.status.as_str(),
+            failure,
+            "operation"
+        );
     }
     Ok(())
 }

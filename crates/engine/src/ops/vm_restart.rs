@@ -23,13 +23,7 @@ pub static PLAN: Plan = Plan {
             then: None,
         },
         // The guest's grace is part of this step, and the VM keeps its own word until the app is up.
-        Step {
-            name: "start",
-            action: Action::Await(Until::Started),
-            deadline: Deadline::Stop,
-            undo: None,
-            then: None,
-        },
+        Step { name: "start", action: Action::Await(Until::Started), deadline: Deadline::Stop, undo: None, then: None },
         BOOT,
         LAUNCH,
     ],

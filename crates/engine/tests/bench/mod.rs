@@ -1,9 +1,7 @@
 //! A world of one VM and one node, small enough to see through: decisions are written to it as the store would, and the
 //! node moves one phase towards desired state at a time.
 
-use holdfast_engine::{
-    Deadlines, Decision, Desired, Direction, EventOut, Next, Observed, Plan, Record, World, decide,
-};
+use holdfast_engine::{Deadlines, Decision, Desired, Direction, EventOut, Next, Observed, Plan, Record, World, decide};
 use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
 use holdfast_model::node::{Outcome, Phase};
