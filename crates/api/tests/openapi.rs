@@ -6,7 +6,10 @@ fn committed_documents_are_current() {
         let path = format!("{}/../../openapi/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let committed = std::fs::read_to_string(&path).unwrap_or_default();
         let current = document.to_pretty_json().expect("a document") + "\n";
-        assert!(committed == current, "openapi/{name}.json is not current; run `cargo xtask openapi` and look at the diff");
+        assert!(
+            committed == current,
+            "openapi/{name}.json is not current; run `cargo xtask openapi` and look at the diff"
+        );
         assert!(current.contains("\"openapi\": \"3.1"), "{name} is OpenAPI 3.1");
     }
 }

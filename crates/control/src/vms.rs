@@ -4,13 +4,16 @@ use holdfast_engine::{Plan, ops};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, FieldDiff, Value};
-use holdfast_model::vm::VmStatus;
+use holdfast_model::vm::{StopMode, VmStatus};
 use holdfast_store::Store;
 use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::vms::{By, Vm};
 use uuid::Uuid;
 
 use crate::{Control, Principal, RequestInfo};
+
+/// How a guest is stopped that is to start again: its containers get what `docker stop` gives them.
+const GRACE: StopMode = StopMode::Graceful { grace_s: 10 };
 
 /// Reads an id in any of the forms that clients send. `None` for one that can name nothing.
 fn parse_id(text: &str) -> Vec<By<'_>> {
@@ -67,23 +70,24 @@ impl Control {
 
     pub async fn vm_power_on(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
         let allowed = [VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
-        self.vm_submit(who, info, id, &ops::VM_POWER_ON, &allowed).await
+        self.vm_submit(who, info, id, &ops::VM_POWER_ON, StopMode::Hard, &allowed).await
     }
 
     pub async fn vm_power_off(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
         let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
-        self.vm_submit(who, info, id, &ops::VM_POWER_OFF, &allowed).await
+        self.vm_submit(who, info, id, &ops::VM_POWER_OFF, GRACE, &allowed).await
     }
 
-    pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+    /// With `force` the guest gets no time to stop its app.
+    pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str, force: bool) -> Result<Vm, Error> {
         let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
-        self.vm_submit(who, info, id, &ops::VM_RESTART, &allowed).await
+        let stop = if force { StopMode::Hard } else { GRACE };
+        self.vm_submit(who, info, id, &ops::VM_RESTART, stop, &allowed).await
     }
 
     pub async fn vm_delete(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        let never = [VmStatus::Deleted];
-        let allowed: Vec<_> = VmStatus::ALL.into_iter().filter(|s| !never.contains(s)).collect();
-        self.vm_submit(who, info, id, &ops::VM_DELETE, &allowed).await
+        // What is destroyed needs no time to save itself.
+        self.vm_submit(who, info, id, &ops::VM_DELETE, StopMode::Hard, &VmStatus::ALL).await
     }
 
     /// Accepts an operation on a CVM that exists. Returns the CVM as it is from now on.
@@ -93,6 +97,7 @@ impl Control {
         info: &RequestInfo,
         id: &str,
         plan: &'static Plan,
+        stop: StopMode,
         allowed: &[VmStatus],
     ) -> Result<Vm, Error> {
         let vm_id = self.vm_find(who, id).await?.id;
@@ -125,7 +130,7 @@ impl Control {
             vm_name: &vm.name,
             compose_hash: &vm.compose_hash,
             status_before: status,
-            request: serde_json::json!({}),
+            request: serde_json::json!({ "stop": stop }),
             diff: status_diff(status, plan.target),
             touches: vec![Touch { kind: "node", id: vm.node_id, role: "placed_on" }],
             status_code: if plan.target == VmStatus::Deleted { 204 } else { 200 },

@@ -10,7 +10,7 @@ use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Record, Worl
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Status;
-use holdfast_model::vm::{RunState, StopMode, VmStatus};
+use holdfast_model::vm::{StopMode, VmStatus};
 
 use crate::desired::{desired_of, desired_write, report_of};
 use crate::nodes::column;
@@ -49,8 +49,12 @@ struct RecordRow {
     node_last_seen_at: i64,
 }
 
-/// How a VM is stopped by an operation that does not say otherwise: its containers get what `docker stop` gives them.
-pub const STOP_GRACE: StopMode = StopMode::Graceful { grace_s: 10 };
+/// The part of an operation's request that its execution needs.
+#[derive(serde::Deserialize)]
+struct Asked {
+    /// How to stop the guest. An operation that does not say has none that runs, or destroys it.
+    stop: Option<StopMode>,
+}
 
 impl Store {
     /// Takes at most `limit` operations that are due and that nobody holds.
@@ -184,12 +188,12 @@ pub async fn operation_write(
         Next::Never => None,
     };
     let failure = record.failure.as_ref();
-    let resource_id: Option<i64> = sqlx::query_scalar(
+    let row: Option<(i64, String)> = sqlx::query_as(
         "UPDATE operation SET status = $3, direction = $4, step = $5, step_entered = $6, step_started_at = $7,
             deadline_at = $8, generation = $9, sub_operations = $10, error_code = $11, error_message = $12,
             error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL,
             started_at = COALESCE(started_at, $16), completed_at = $17, updated_at = $16
-         WHERE id = $1 AND lease_token = $2 RETURNING resource_id",
+         WHERE id = $1 AND lease_token = $2 RETURNING resource_id, request",
     )
     .bind(claimed.id)
     .bind(claimed.lease_token)
@@ -211,11 +215,10 @@ pub async fn operation_write(
     .fetch_optional(&mut **tx)
     .await
     .map_err(fault)?;
-    let Some(vm_id) = resource_id else { return Ok(false) };
+    let Some((vm_id, request)) = row else { return Ok(false) };
     if let Some(change) = &decision.desired {
-        // What is deleted needs no time to save itself.
-        let stop = if change.run_state == RunState::Absent { StopMode::Hard } else { STOP_GRACE };
-        desired_write(tx, vm_id, change, stop, now).await?;
+        let asked: Asked = from_json(&request)?;
+        desired_write(tx, vm_id, change, asked.stop.unwrap_or(StopMode::Hard), now).await?;
     }
     if let Some(status) = decision.status {
         vm_set_status(tx, vm_id, status, now).await?;

@@ -19,10 +19,10 @@ use crate::phala::view::machine::Machine;
 /// How to restart.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct RestartRequest {
-    /// Taken for compatibility: a guest that does not stop in time is ended in any case.
+    /// End the guest at once instead of letting it stop its app.
     #[schema(value_type = Option<bool>)]
-    #[serde(rename = "force")]
-    _force: Option<Flag>,
+    #[serde(default)]
+    force: Option<Flag>,
 }
 
 /// Start a CVM
@@ -72,9 +72,10 @@ pub async fn restart(
     asked: Asked,
     Info(info): Info,
     Path(id): Path<String>,
-    _: MaybeBody<RestartRequest>,
+    MaybeBody(request): MaybeBody<RestartRequest>,
 ) -> Result<Json<Machine>, Failure> {
-    let vm = app.control.vm_restart(&caller.who, &info, &id).await?;
+    let force = request.and_then(|r| r.force).is_some_and(|flag| flag.0);
+    let vm = app.control.vm_restart(&caller.who, &info, &id, force).await?;
     Ok(answer(&app, asked.of(&caller.who), vm).await?)
 }
 
