@@ -57,7 +57,7 @@ fn an_app_from_deploy_to_delete() {
     for command in ["whoami", "status", "instance-types", "os-images"] {
         phala.run(&[command]);
     }
-    assert!(phala.run(&["nodes", "list"]).contains("ONLINE"));
+    assert!(phala.run(&["nodes", "list"]).contains("0.1.0"), "the node and its version");
 
     let compose = holdfast_e2e::hello_compose();
     let marker = "marker-5d1c";
@@ -74,8 +74,11 @@ fn an_app_from_deploy_to_delete() {
     let containers = phala.run(&["ps", NAME]);
     assert!(containers.contains("web"), "{containers}");
     let container = container_name(&cloud, &cvm);
-    let logs = phala.run(&["logs", &container, "--cvm-id", NAME, "--stderr"]);
-    assert!(logs.contains("listening on port 80"), "{logs}");
+    let logs = until(Duration::from_secs(30), "the container's log has its first line", || {
+        let logs = phala.run(&["logs", &container, "--cvm-id", NAME, "--stderr"]);
+        Ok(logs.contains("listening on port 80").then_some(()))
+    });
+    logs.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40)));
     let serial = phala.run(&["logs", "--serial", "--cvm-id", NAME]);
     assert!(!serial.trim().is_empty(), "the serial log says something");
 
