@@ -56,9 +56,9 @@ pub async fn vm_operation_accept(
         "INSERT INTO operation (uuid, workspace_id, project_id, kind, verb, operation_type, plan_version, target_state,
             resource_id, resource_uuid, resource_name, compose_hash, user_id, username, email, api_key_id,
             client_address, request_id, trace_id, request, diff, status, status_before, direction, step, step_entered,
-            generation, sub_operations, wake_at, lease_token, attempts, created_at, updated_at)
+            generation, sub_operations, wake_at, lease_token, attempts, created_at, updated_at, diff_accepted)
          VALUES ($1, $2, (SELECT project_id FROM vm WHERE id = $8), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-            $15, $16, $17, $18, $19, $20, 'pending', $21, 'forward', 0, FALSE, 0, '[]', $22, 0, 0, $22, $22)
+            $15, $16, $17, $18, $19, $20, 'pending', $21, 'forward', 0, FALSE, 0, '[]', $22, 0, 0, $22, $22, $20)
          RETURNING id",
     )
     .bind(uuid.to_string())

@@ -11,6 +11,7 @@
 pub mod accept;
 pub mod apps;
 pub mod audit;
+pub mod chain;
 pub mod desired;
 pub mod history;
 pub mod installation;
@@ -19,6 +20,7 @@ pub mod nodes;
 pub mod operations;
 pub mod provisions;
 pub mod tenancy;
+pub mod verify;
 pub mod vms;
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Keys and secrets: derivation of app keys, encryption of env values, wrapped secrets of the installation, signed tokens.
+//! Keys and secrets: derivation of app keys, encryption of env values, wrapped secrets of the installation, signed tokens,
+//! the chain over events.
 //!
 //! The one rule: no I/O. Whoever calls decides where a secret lies and for how long; what this crate holds itself is wiped
 //! when dropped, and no `Debug` output shows it.
@@ -6,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod chain;
 pub mod env;
 pub mod kms;
 pub mod token;
+pub mod walk;
 pub mod wrap;
 
 /// The operating system gave no random bytes.

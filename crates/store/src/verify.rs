@@ -1,0 +1,271 @@
+//! Checking a database against its chain, offline: nothing is written, and a server may be running on it.
+//!
+//! The one rule: one snapshot. Everything is read as of the moment the check began, so a server that goes on sealing
+//! cannot make it say anything wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast_model::error::Error;
+use holdfast_trust::chain::{Checkpoint, PublicKey};
+use holdfast_trust::walk::{Problem, Seal, Walk};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use crate::chain::{bytes, entries, public_key};
+use crate::{MIGRATIONS, OpenError, fault};
+
+/// A database opened to be read only.
+#[derive(Debug, Clone)]
+pub struct Ledger(SqlitePool);
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The first thing that is not as it was sealed.
+    pub problem: Option<Problem>,
+    /// The last position of the chain that was followed, and its hash in hex.
+    pub sealed: i64,
+    pub hash: String,
+    /// When its batch was sealed, in microseconds since 1970; 0 when nothing is.
+    pub sealed_at: i64,
+    pub checkpoints: u64,
+    /// Committed events that are not sealed yet: nothing speaks for them.
+    pub unsealed: i64,
+    /// The key that the signatures were checked with.
+    pub public_key: String,
+}
+
+/// What the caller knows from elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Checks signatures with this key, not with the one that the database names.
+    pub public_key: Option<PublicKey>,
+    /// Hash that the chain had at a position, from an earlier report.
+    pub head: Option<(i64, String)>,
+}
+
+#[derive(sqlx::FromRow)]
+struct CheckpointRow {
+    first_position: i64,
+    last_position: i64,
+    previous_hash: String,
+    hash: String,
+    sealed_at: i64,
+    signature: String,
+}
+
+impl CheckpointRow {
+    fn read(&self) -> Result<Checkpoint, Problem> {
+        let damaged = || Problem::at(self.first_position, "the checkpoint that begins here was altered");
+        Ok(Checkpoint {
+            first_position: self.first_position,
+            last_position: self.last_position,
+            previous_hash: bytes(&self.previous_hash).ok_or_else(damaged)?,
+            hash: bytes(&self.hash).ok_or_else(damaged)?,
+            sealed_at: self.sealed_at,
+            signature: bytes(&self.signature).ok_or_else(damaged)?,
+        })
+    }
+}
+
+/// A fault of the database, or something to report.
+enum Stop {
+    Fault(Error),
+    Problem(Problem),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Fault(error)
+    }
+}
+
+impl From<Problem> for Stop {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl Ledger {
+    /// Opens a database file of this version's schema.
+    pub async fn open(file: &Path) -> Result<Self, OpenError> {
+        let failed = |e: &dyn std::fmt::Display| OpenError::Database(file.to_owned(), e.to_string());
+        if !file.is_file() {
+            return Err(failed(&"there is no such file"));
+        }
+        let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(Duration::from_secs(5));
+        let pool = match connect(options.clone()).await {
+            Ok(pool) => pool,
+            // A folder that cannot be written to, of a server that was stopped: there is no log to read.
+            Err(_) if !Path::new(&format!("{}-wal", file.display())).exists() => {
+                connect(options.immutable(true)).await.map_err(|e| failed(&e))?
+            }
+            Err(e) => return Err(failed(&e)),
+        };
+        let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+            .fetch_one(&pool)
+            .await
+            .map_err(|e| failed(&e))?;
+        let own = MIGRATIONS.iter().map(|m| m.version).max();
+        match newest {
+            Some(version) if newest > own => Err(OpenError::Newer(version)),
+            _ if newest != own => {
+                Err(failed(&"its schema is of an older version; start the server of this version on it once"))
+            }
+            _ => Ok(Self(pool)),
+        }
+    }
+
+    /// The public key that the database names.
+    pub async fn public_key(&self) -> Result<Option<String>, Error> {
+        let mut connection = self.0.acquire().await.map_err(fault)?;
+        public_key(&mut connection).await
+    }
+
+    /// Follows the chain from its beginning to the last checkpoint.
+    pub async fn verify(&self, known: &Known) -> Result<Report, Error> {
+        let mut snapshot = self.0.begin().await.map_err(fault)?;
+        let named = public_key(&mut snapshot).await?;
+        let key = match known.public_key {
+            Some(key) => key,
+            None => {
+                let text = named.ok_or_else(|| Error::internal("the database names no public key"))?;
+                PublicKey::parse(&text).map_err(Error::internal)?
+            }
+        };
+        let mut report = Report {
+            problem: None,
+            sealed: 0,
+            hash: String::new(),
+            sealed_at: 0,
+            checkpoints: 0,
+            unsealed: 0,
+            public_key: key.to_hex(),
+        };
+        let mut walk = Walk::new(key);
+        match follow(&mut snapshot, &mut walk, &mut report, known).await {
+            Ok(()) => {}
+            Err(Stop::Problem(problem)) => report.problem = Some(problem),
+            Err(Stop::Fault(error)) => return Err(error),
+        }
+        report.sealed = walk.position;
+        report.hash = hex::encode(walk.hash);
+        report.unsealed = number(
+            &mut snapshot,
+            "SELECT COUNT(*) FROM event_position WHERE position > (SELECT COALESCE(MAX(last_position), 0) FROM checkpoint)",
+        )
+        .await?
+        .unwrap_or_default();
+        Ok(report)
+    }
+}
+
+async fn connect(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    sqlx::query("SELECT 1 FROM sqlite_master").fetch_optional(&pool).await?;
+    Ok(pool)
+}
+
+async fn follow(db: &mut SqliteConnection, walk: &mut Walk, report: &mut Report, known: &Known) -> Result<(), Stop> {
+    loop {
+        let row: Option<CheckpointRow> = sqlx::query_as(
+            "SELECT first_position, last_position, previous_hash, hash, sealed_at, signature FROM checkpoint
+             WHERE last_position > $1 ORDER BY last_position LIMIT 1",
+        )
+        .bind(walk.position)
+        .fetch_optional(&mut *db)
+        .await
+        .map_err(fault)?;
+        let Some(row) = row else { break };
+        let checkpoint = row.read()?;
+        walk.batch(&checkpoint)?;
+        batch(db, walk, &checkpoint, known).await?;
+        report.checkpoints += 1;
+        report.sealed_at = checkpoint.sealed_at;
+    }
+    if let Some((position, _)) = known.head.as_ref().filter(|(position, _)| *position > walk.position) {
+        let what = format!("the chain was cut: it once reached position {position}");
+        return Err(Problem::at(walk.position + 1, what).into());
+    }
+    beyond(db, walk.position).await
+}
+
+async fn batch(db: &mut SqliteConnection, walk: &mut Walk, checkpoint: &Checkpoint, known: &Known) -> Result<(), Stop> {
+    let (after, last) = (walk.position, checkpoint.last_position);
+    let rows: Vec<(i64, String, i64, String)> = sqlx::query_as(
+        "SELECT position, operation_uuid, seq, leaf FROM event_seal WHERE position > $1 AND position <= $2
+         ORDER BY position",
+    )
+    .bind(after)
+    .bind(last)
+    .fetch_all(&mut *db)
+    .await
+    .map_err(fault)?;
+    let placed = entries(db, after, last, i64::MAX).await?;
+    let mut placed = placed.into_iter().peekable();
+    let mut first = None;
+    for (position, operation, seq, leaf) in rows {
+        let leaf = bytes(&leaf).ok_or_else(|| Problem::at(position, "the seal of this event was altered"))?;
+        let seal = Seal { position, operation, seq, leaf };
+        let entry = match placed.next_if(|p| p.position == position) {
+            Some(found) => found.entry,
+            None => None,
+        };
+        walk.event(&seal, entry.as_ref())?;
+        first.get_or_insert(seal);
+        if let Some((_, hash)) =
+            known.head.as_ref().filter(|(at, hash)| *at == position && *hash != hex::encode(walk.hash))
+        {
+            let what = format!("the chain is another one: its hash here was {hash}");
+            return Err(Problem::at(position, what).into());
+        }
+    }
+    walk.batch_end(checkpoint, first.as_ref())?;
+    Ok(())
+}
+
+/// What must hold besides: nothing stands outside the chain but events that are still to be sealed.
+async fn beyond(db: &mut SqliteConnection, sealed: i64) -> Result<(), Stop> {
+    let seal = format!("SELECT MIN(position) FROM event_seal WHERE position > {sealed}");
+    if let Some(position) = number(db, &seal).await? {
+        return Err(Problem::at(position, "sealed, but the checkpoint over it was removed").into());
+    }
+    let inserted = "SELECT MIN(p.position) FROM event_position p WHERE p.position < 1";
+    if let Some(position) = number(db, inserted).await? {
+        return Err(Problem::at(position, "inserted: no event has such a position").into());
+    }
+    let gap = format!(
+        "SELECT MIN(p.position) FROM event_position p WHERE p.position > {sealed} + 1
+            AND NOT EXISTS (SELECT 1 FROM event_position q WHERE q.position = p.position - 1)"
+    );
+    if let Some(position) = number(db, &gap).await? {
+        return Err(Problem::at(position - 1, "removed before it was sealed").into());
+    }
+    let lost: Option<(String, i64)> = sqlx::query_as(
+        "SELECT COALESCE(o.uuid, 'unknown'), e.seq FROM operation_event e
+         LEFT JOIN event_position p ON p.event_id = e.id LEFT JOIN operation o ON o.id = e.operation_id
+         WHERE p.position IS NULL ORDER BY e.id LIMIT 1",
+    )
+    .fetch_optional(&mut *db)
+    .await
+    .map_err(fault)?;
+    if let Some((operation, seq)) = lost {
+        return Err(Problem::of(&operation, Some(seq), "inserted: this event has no position").into());
+    }
+    let silent: Option<String> = sqlx::query_scalar(
+        "SELECT o.uuid FROM operation o WHERE NOT EXISTS (SELECT 1 FROM operation_event e
+            WHERE e.operation_id = o.id AND e.seq = 1) ORDER BY o.id LIMIT 1",
+    )
+    .fetch_optional(&mut *db)
+    .await
+    .map_err(fault)?;
+    match silent {
+        Some(operation) => Err(Problem::of(&operation, None, "inserted: this operation has no first event").into()),
+        None => Ok(()),
+    }
+}
+
+async fn number(db: &mut SqliteConnection, sql: &str) -> Result<Option<i64>, Error> {
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut *db).await.map_err(fault)
+}
