@@ -98,16 +98,21 @@ impl<P: Permission> FromRequestParts<App> for Caller<P> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
-        let bearer = header(&parts.headers, "authorization").and_then(|text| {
-            let (scheme, token) = text.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-        });
-        let key = header(&parts.headers, "x-api-key").or(bearer).filter(|key| !key.is_empty());
+        let key = presented_key(&parts.headers);
         let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
         let who = app.control.authenticate(key).await?;
         P::check(&who)?;
         Ok(Self { who, permission: PhantomData })
     }
+}
+
+/// The API key of a request: `X-API-Key`, else `Authorization: Bearer`.
+pub fn presented_key(headers: &HeaderMap) -> Option<&str> {
+    let bearer = header(headers, "authorization").and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    });
+    header(headers, "x-api-key").or(bearer).filter(|key| !key.is_empty())
 }
 
 /// A header as text, if it is text.
@@ -134,6 +139,7 @@ impl FromRequestParts<App> for Info {
             client_address: address.map(|ConnectInfo(address)| address.ip().to_string()),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
+            idempotency: parts.extensions.get().cloned(),
         }))
     }
 }

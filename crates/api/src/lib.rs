@@ -16,6 +16,7 @@ pub mod error;
 pub mod extract;
 pub mod health;
 pub mod holdfast;
+pub mod idempotency;
 pub mod nirvana;
 pub mod node;
 pub mod phala;
@@ -54,6 +55,7 @@ pub fn router(app: App) -> Router {
         let router: Router<App> = routes.into();
         router
             .layer(DefaultBodyLimit::max(BODY_LIMIT))
+            .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
             .layer(CatchPanicLayer::custom(error::panicked))
             .layer(axum::middleware::from_fn_with_state(shape, error::render))
     };

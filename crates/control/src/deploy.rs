@@ -12,6 +12,7 @@ use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::provisions::{self, Provision};
 use holdfast_store::vms::{self, NewVm, Vm};
 use holdfast_store::{Store, nodes};
@@ -96,7 +97,12 @@ struct Wanted {
 
 impl Control {
     /// Validates, makes and keeps app-compose.json, and predicts the app's id and env key.
-    pub async fn provision(&self, who: &Principal, request: ProvisionRequest) -> Result<Provisioned, Error> {
+    pub async fn provision(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        request: ProvisionRequest,
+    ) -> Result<Provisioned, Error> {
         check_name(&request.name)?;
         check_kms(request.kms.as_deref(), request.kms_id.as_deref())?;
         if request.gpus {
@@ -118,6 +124,10 @@ impl Control {
         }
 
         let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency {
+            // A repetition whose first answer got lost provisions again: that promises nothing, so nothing is done twice.
+            idempotency_take(&mut tx, who.workspace_id, key, now).await?;
+        }
         let nonce = match request.nonce {
             Some(nonce) if nonce >= 0 => nonce,
             Some(_) => return Err(Error::field("body", "nonce", "greater_than_equal", "must not be negative")),
@@ -163,6 +173,10 @@ impl Control {
             drop(tx);
             return self.commit_without_provision(who, &app_id, &request.compose_hash).await;
         };
+        if let Some(key) = &info.idempotency {
+            // Commits repeat by themselves; the key is kept so that another request cannot use it.
+            idempotency_take(&mut tx, who.workspace_id, key, now).await?;
+        }
         let wanted: Wanted = serde_json::from_str(&provision.request).map_err(Error::internal)?;
         let (app_row, owner) =
             provisions::app_ensure(&mut tx, who.workspace_id, &app_id, provision.nonce, &wanted.name, now).await?;

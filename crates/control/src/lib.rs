@@ -9,11 +9,13 @@
 pub mod catalogue;
 pub mod clock;
 pub mod deploy;
+pub mod events;
 pub mod history;
 pub mod identity;
 pub mod logs;
 pub mod loops;
 pub mod nodes;
+pub mod operations;
 pub mod placement;
 pub mod setup;
 pub mod streams;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use holdfast_engine::Deadlines;
 use holdfast_model::Timestamp;
 use holdfast_store::Store;
+use holdfast_trust::chain::SealKey;
 use holdfast_trust::kms::Root;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
@@ -67,6 +70,8 @@ pub struct Keys {
     pub root: Root,
     pub(crate) cursor: Zeroizing<[u8; 32]>,
     pub(crate) log_token: Zeroizing<[u8; 32]>,
+    /// Signs checkpoints of the chain.
+    pub(crate) seal: SealKey,
 }
 
 /// The core that every surface and loop shares.
@@ -81,6 +86,9 @@ pub struct Control {
     pub(crate) work: Arc<Notify>,
     /// Changes when desired state of any node did.
     pub(crate) desired: Arc<watch::Sender<u64>>,
+    /// Changes when events were written.
+    pub(crate) events_bell: Arc<watch::Sender<u64>>,
+    pub(crate) feed: events::Feed,
 }
 
 impl Control {
@@ -93,6 +101,8 @@ impl Control {
             clock,
             work: Arc::new(Notify::new()),
             desired: Arc::new(watch::Sender::new(0)),
+            events_bell: Arc::new(watch::Sender::new(0)),
+            feed: events::Feed::default(),
         }
     }
 
@@ -105,8 +115,14 @@ impl Control {
         i64::try_from(self.settings.node_patience.as_micros()).unwrap_or(i64::MAX)
     }
 
+    /// An operation was accepted or has news.
     pub(crate) fn ring_work(&self) {
         self.work.notify_one();
+        self.ring_events();
+    }
+
+    pub(crate) fn ring_events(&self) {
+        self.events_bell.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     pub(crate) fn ring_desired(&self) {

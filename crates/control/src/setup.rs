@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use holdfast_model::error::Error;
 use holdfast_store::tenancy::{api_key_create, workspace_create};
 use holdfast_store::{Store, installation, nodes};
+use holdfast_trust::chain::SealKey;
 use holdfast_trust::kms::Root;
 use holdfast_trust::wrap::MasterKey;
 use holdfast_trust::{address, token};
@@ -50,10 +51,15 @@ pub async fn keys(store: &Store, master: &MasterKey) -> Result<Keys, Error> {
         holdfast_store::commit(tx).await?;
     }
     let seed = secret(store, master, "kms_root").await?;
+    let seal = SealKey::from_seed(&*secret(store, master, "checkpoint").await?);
+    if store.public_key_keep(&seal.public()).await? {
+        tracing::error!("the database named another public key for checkpoints; the right one stands there again");
+    }
     Ok(Keys {
         root: Root::from_seed(&seed),
         cursor: secret(store, master, "cursor").await?,
         log_token: secret(store, master, "log_token").await?,
+        seal,
     })
 }
 

@@ -21,10 +21,17 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const QUEUE: usize = 64;
 
 /// The sockets of all nodes that are connected to this process.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Hub {
     nodes: Arc<Mutex<HashMap<i64, Arc<NodeSocket>>>>,
+    /// Ids rise and 0 is none: a node takes an id that is not higher than the last for one that is in use.
     next_id: Arc<AtomicU64>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { nodes: Arc::default(), next_id: Arc::new(AtomicU64::new(1)) }
+    }
 }
 
 struct NodeSocket {

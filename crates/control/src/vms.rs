@@ -7,6 +7,9 @@ use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{StopMode, VmStatus};
 use holdfast_store::Store;
 use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::history::Operation;
+use holdfast_store::idempotency::idempotency_take;
+use holdfast_store::interventions::operation_link_retry;
 use holdfast_store::vms::{By, Vm};
 use uuid::Uuid;
 
@@ -69,29 +72,25 @@ impl Control {
     }
 
     pub async fn vm_power_on(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        let allowed = [VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
-        self.vm_submit(who, info, id, &ops::VM_POWER_ON, StopMode::Hard, &allowed).await
+        self.vm_change(who, info, id, &ops::VM_POWER_ON, StopMode::Hard, &MAY_START).await
     }
 
     pub async fn vm_power_off(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
-        self.vm_submit(who, info, id, &ops::VM_POWER_OFF, GRACE, &allowed).await
+        self.vm_change(who, info, id, &ops::VM_POWER_OFF, GRACE, &MAY_STOP).await
     }
 
     /// With `force` the guest gets no time to stop its app.
     pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str, force: bool) -> Result<Vm, Error> {
-        let allowed = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
         let stop = if force { StopMode::Hard } else { GRACE };
-        self.vm_submit(who, info, id, &ops::VM_RESTART, stop, &allowed).await
+        self.vm_change(who, info, id, &ops::VM_RESTART, stop, &MAY_STOP).await
     }
 
     pub async fn vm_delete(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
         // What is destroyed needs no time to save itself.
-        self.vm_submit(who, info, id, &ops::VM_DELETE, StopMode::Hard, &VmStatus::ALL).await
+        self.vm_change(who, info, id, &ops::VM_DELETE, StopMode::Hard, &VmStatus::ALL).await
     }
 
-    /// Accepts an operation on a CVM that exists. Returns the CVM as it is from now on.
-    async fn vm_submit(
+    async fn vm_change(
         &self,
         who: &Principal,
         info: &RequestInfo,
@@ -100,9 +99,52 @@ impl Control {
         stop: StopMode,
         allowed: &[VmStatus],
     ) -> Result<Vm, Error> {
-        let vm_id = self.vm_find(who, id).await?.id;
+        let request = Submission { plan, stop, allowed, retry_of: None };
+        self.vm_submit(who, info, id, request).await.map(|(vm, _)| vm)
+    }
+
+    /// Accepts a failed operation's plan again, on the same CVM.
+    pub(crate) async fn vm_resubmit(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        failed: &Operation,
+        plan: &'static Plan,
+    ) -> Result<Uuid, Error> {
+        let stop = if plan.target == VmStatus::Deleted { StopMode::Hard } else { GRACE };
+        let allowed = match plan.name {
+            name if name == ops::VM_POWER_ON.name => &MAY_START[..],
+            name if name == ops::VM_DELETE.name => &VmStatus::ALL[..],
+            _ => &MAY_STOP[..],
+        };
+        let request = Submission { plan, stop, allowed, retry_of: Some(failed.id) };
+        let (_, operation) = self.vm_submit(who, info, &failed.resource_uuid, request).await?;
+        // A repetition under the same idempotency key accepted nothing new: the first answer stands.
+        Ok(operation.unwrap_or(failed.uuid.parse().map_err(Error::internal)?))
+    }
+
+    /// Accepts an operation on a CVM that exists. Returns the CVM as it is from now on, and the operation's id unless
+    /// the request was a repetition.
+    async fn vm_submit(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        id: &str,
+        request: Submission<'_>,
+    ) -> Result<(Vm, Option<Uuid>), Error> {
+        let Submission { plan, stop, allowed, retry_of } = request;
+        let vm_id = match &info.idempotency {
+            // What a repeated delete deleted is not found any more, and still is what it was about.
+            Some(_) => self.vm_find_any(who, id).await?.id,
+            None => self.vm_find(who, id).await?.id,
+        };
         let now = self.now();
         let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency
+            && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
+        {
+            return Ok((Store::vm_in(&mut tx, vm_id).await?, None));
+        }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
         if vm.deleted_at.is_some() {
             return Err(not_found());
@@ -135,13 +177,29 @@ impl Control {
             touches: vec![Touch { kind: "node", id: vm.node_id, role: "placed_on" }],
             status_code: if plan.target == VmStatus::Deleted { 204 } else { 200 },
         };
-        vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        let (operation, uuid) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        if let Some(of) = retry_of {
+            operation_link_retry(&mut tx, operation, of).await?;
+        }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
         holdfast_store::commit(tx).await?;
         self.ring_work();
-        Ok(vm)
+        Ok((vm, Some(uuid)))
     }
 }
+
+/// What is asked of a CVM.
+struct Submission<'a> {
+    plan: &'static Plan,
+    stop: StopMode,
+    /// Statuses it may be asked in.
+    allowed: &'a [VmStatus],
+    /// The failed operation that this repeats.
+    retry_of: Option<i64>,
+}
+
+const MAY_START: [VmStatus; 3] = [VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
+const MAY_STOP: [VmStatus; 4] = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
 
 fn status_diff(from: VmStatus, to: VmStatus) -> Diff {
     if from == to {

@@ -73,7 +73,7 @@ impl Cloud {
             ..ProvisionRequest::default()
         };
         change(&mut request);
-        self.control.provision(&self.who, request).await
+        self.control.provision(&self.who, &info(), request).await
     }
 
     async fn commit(&self, provisioned: &Provisioned) -> Result<Vm, Error> {
@@ -98,6 +98,7 @@ fn info() -> RequestInfo {
         client_address: None,
         method: "POST".to_owned(),
         path: "/".to_owned(),
+        idempotency: None,
     }
 }
 

@@ -67,9 +67,7 @@ impl Run<'_> {
             self.finish(Status::Done, "end");
             return None;
         };
-        let can_undo = !self.plan.past_pivot(index);
-        let untouched = index == 0 && !self.out.record.entered;
-        if self.out.record.cancelled_by.is_some() && (can_undo || untouched) {
+        if self.out.record.cancelled_by.is_some() && self.plan.can_cancel(index, self.out.record.entered) {
             let who = self.out.record.cancelled_by.clone().unwrap_or_default();
             let failure = Failure { code: Code::Cancelled, message: format!("cancelled by {who}"), internal: None };
             self.fail(step, failure);

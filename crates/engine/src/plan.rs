@@ -158,6 +158,11 @@ impl Plan {
         types
     }
 
+    /// True while a cancel still undoes everything: before the pivot, or before anything has begun.
+    pub fn can_cancel(&self, index: usize, entered: bool) -> bool {
+        !self.past_pivot(index) || (index == 0 && !entered)
+    }
+
     /// True once a failure can no longer be undone: step `index` has ended.
     pub fn past_pivot(&self, index: usize) -> bool {
         self.pivot.is_none_or(|pivot| index > pivot)

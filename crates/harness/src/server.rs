@@ -23,6 +23,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// More options of `holdfast serve`.
     pub args: Vec<String>,
+    /// More variables of its environment.
+    pub env: Vec<(String, String)>,
     /// How long `/readyz` may take.
     pub ready_within: Duration,
     /// A file that the server sees as the kernel's boot id: to it, the host was restarted. Needs root.
@@ -36,6 +38,7 @@ impl Options {
             data_dir: data_dir.into(),
             port: None,
             args: Vec::new(),
+            env: Vec::new(),
             ready_within: Duration::from_secs(120),
             boot_id: None,
         }
@@ -97,6 +100,7 @@ impl Server {
             .arg(&self.options.data_dir)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(&self.options.args)
+            .envs(self.options.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

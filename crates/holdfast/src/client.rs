@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use reqwest::StatusCode;
+use reqwest::Method;
 use serde_json::Value;
 
 use crate::{Common, load, refused};
@@ -41,13 +41,22 @@ impl Client {
 
     /// Reads a path of our own surface.
     pub async fn get(&self, path: &str) -> Result<Value> {
+        self.send(Method::GET, path).await
+    }
+
+    /// Asks for something to be done.
+    pub async fn post(&self, path: &str) -> Result<Value> {
+        self.send(Method::POST, path).await
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<Value> {
         let url = format!("{}/holdfast/v1{path}", self.url);
-        let answer = self.http.get(&url).header("X-API-Key", &self.key).send().await;
+        let answer = self.http.request(method, &url).header("X-API-Key", &self.key).send().await;
         let answer = answer.with_context(|| format!("cannot reach {}", self.url))?;
         let status = answer.status();
         let body: Value =
             answer.json().await.with_context(|| format!("{} did not answer as holdfast does", self.url))?;
-        if status == StatusCode::OK {
+        if status.is_success() {
             return Ok(body);
         }
         let error = &body["error"];

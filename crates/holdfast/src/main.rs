@@ -1,10 +1,12 @@
 //! The one binary: server, node, and the commands of operators.
 //!
-//! Exit codes: 0 done, 1 it failed, 2 it was asked for wrongly or cannot start, 3 the operation was cancelled.
+//! Exit codes: 0 done, 1 it failed, 2 it was asked for wrongly or cannot start, 3 the operation was cancelled, 4 it took too
+//! long.
 
 #![forbid(unsafe_code)]
 
 mod admin;
+mod audit;
 mod client;
 mod config;
 mod image;
@@ -43,6 +45,9 @@ enum Command {
     /// Nodes of the server
     #[command(subcommand)]
     Nodes(nodes::Command),
+    /// Proof that the record is the one that was written
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Things that need the data folder itself
     #[command(subcommand)]
     Admin(admin::Command),
@@ -109,6 +114,7 @@ fn main() -> ExitCode {
         Command::Image(command) => image::run(command),
         Command::Ops(command) => ops::run(command),
         Command::Nodes(command) => nodes::run(command),
+        Command::Audit(command) => audit::run(command),
         Command::Admin(command) => admin::run(command),
         Command::Openapi { out } => openapi(&out),
     };

@@ -38,6 +38,33 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Wait for one operation to end; exits 0 when done, 1 when failed, 3 when cancelled, 4 when the time is up
+    Wait {
+        id: String,
+        #[command(flatten)]
+        common: Common,
+        /// Seconds to wait at the most
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cancel one operation: what it did is undone
+    Cancel {
+        id: String,
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Do a failed operation again, as a new one
+    Retry {
+        id: String,
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        json: bool,
+    },
     /// Follow one operation to its end; exits 0 when done, 1 when failed, 3 when cancelled
     Watch {
         id: String,
@@ -78,6 +105,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Wait { id, common, timeout, json } => {
+            let limit = Duration::from_secs(timeout);
+            block_on(wait(Client::new(&common)?, path_of(&id)?, limit, json))
+        }
+        Command::Cancel { id, common, json } => act(&common, &id, "cancel", json),
+        Command::Retry { id, common, json } => act(&common, &id, "retry", json),
         Command::Watch { id, common, json } => block_on(watch(Client::new(&common)?, path_of(&id)?, json)),
     }
 }
@@ -85,6 +118,44 @@ pub fn run(command: Command) -> Result<ExitCode> {
 fn path_of(id: &str) -> Result<String> {
     let id: uuid::Uuid = id.parse().map_err(|_| refused(format!("\"{id}\" is not an operation id (a UUID)")))?;
     Ok(format!("/operations/{id}"))
+}
+
+fn act(common: &Common, id: &str, verb: &str, json: bool) -> Result<ExitCode> {
+    let client = Client::new(common)?;
+    let operation = block_on(client.post(&format!("{}/{verb}", path_of(id)?)))?;
+    if json {
+        println!("{operation}");
+    } else {
+        println!("{}", show(&operation));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The exit code that an operation's status comes to; `None` while it runs.
+fn exit_code(operation: &Value) -> Option<u8> {
+    match text(operation, "status") {
+        "done" => Some(0),
+        "failed" | "stuck" => Some(1),
+        "cancelled" => Some(3),
+        _ => None,
+    }
+}
+
+async fn wait(client: Client, path: String, limit: Duration, json: bool) -> Result<ExitCode> {
+    let end = std::time::Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(std::time::Instant::now()).as_secs();
+        let operation = client.get(&format!("{path}/wait?timeout={}", left.min(20))).await?;
+        let code = exit_code(&operation).or_else(|| (left == 0).then_some(4));
+        if let Some(code) = code {
+            if json {
+                println!("{operation}");
+            } else {
+                println!("{}{}", headline(&operation), failure(&operation));
+            }
+            return Ok(ExitCode::from(code));
+        }
+    }
 }
 
 fn list(answer: &Value) -> String {
@@ -205,13 +276,7 @@ async fn watch(client: Client, path: String, json: bool) -> Result<ExitCode> {
         } else if changed {
             print_news(&operation, &last);
         }
-        let code = match text(&operation, "status") {
-            "done" => Some(0),
-            "failed" | "stuck" => Some(1),
-            "cancelled" => Some(3),
-            _ => None,
-        };
-        if let Some(code) = code {
+        if let Some(code) = exit_code(&operation) {
             if !json {
                 println!("{}{}", headline(&operation), failure(&operation));
             }

@@ -13,7 +13,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use holdfast_api::App;
-use holdfast_control::{Control, SystemClock, loops, setup};
+use holdfast_control::{Control, SystemClock, events, loops, setup};
 use holdfast_store::{FolderLock, OpenError, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -110,7 +110,9 @@ async fn serve(config: Config) -> Result<ExitCode> {
 
     let stop = CancellationToken::new();
     let owner = format!("{}-{}", config.node_name(), std::process::id());
+    tokio::spawn(events::run(control.clone(), stop.clone()));
     let worker = tokio::spawn(loops::worker::run(control.clone(), owner, stop.clone()));
+    let sealer = tokio::spawn(loops::sealer::run(control.clone(), stop.clone()));
     let embedded = config.node == NodeMode::Embedded;
     let router = holdfast_api::router(App { control, needs_node: embedded });
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
@@ -158,6 +160,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     };
     let _ = tokio::time::timeout(DRAIN + Duration::from_millis(300), drained).await;
     let _ = tokio::time::timeout(Duration::from_millis(500), worker).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), sealer).await;
     if let Some(node) = node {
         let _ = tokio::time::timeout(NODE_STOP, node).await;
     }

@@ -78,6 +78,12 @@ codes! {
     AppConflict       = "HF-0115", 409, Some("ERR-03-007"), "The app runs with another configuration; update it instead, or provision a new app.";
     FeatureMissing    = "HF-0116", 400, Some("ERR-02-009"), "Leave the option out; the message says what this server can do.";
 
+    // Repeating and stopping
+    NotCancellable    = "HF-0130", 409, None, "Wait for it to end; then make the change that you want.";
+    NotRetryable      = "HF-0131", 409, None, "Ask for the change anew; the message says how.";
+    IdempotencyMismatch = "HF-0132", 422, None, "Use a new key for a new request.";
+    IdempotencyInvalid = "HF-0133", 400, None, "Send 1 to 255 visible ASCII characters as Idempotency-Key.";
+
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";
     NoNode            = "HF-0121", 400, Some("ERR-02-002"), "Wait for a node to come ONLINE: `holdfast nodes list`.";

@@ -164,7 +164,8 @@ impl Records {
 
     /// Writes what is wanted. The VM exists on this node from here on.
     pub fn save_desired(&self, record: &Record) -> io::Result<()> {
-        match self.layout {
+        holdfast_failpoint::hit("record.desired.before");
+        let saved = match self.layout {
             Layout::Folders => {
                 let folder = self.folder(record.desired.uuid);
                 if !folder.exists() {
@@ -174,20 +175,27 @@ impl Records {
                 write_durable(&folder.join("desired.json"), &*record.desired)
             }
             Layout::Files => self.write_file(record),
-        }
+        };
+        holdfast_failpoint::hit("record.desired.after");
+        saved
     }
 
     /// Writes what runs it. `durable` is for what must not be forgotten in a power cut.
     pub fn save_runtime(&self, record: &Record, durable: bool) -> io::Result<()> {
-        match self.layout {
+        // What is not worth an fsync is not worth a file either: a simulated guest follows from its start.
+        if self.layout == Layout::Files && !durable {
+            return Ok(());
+        }
+        holdfast_failpoint::hit("record.runtime.before");
+        let saved = match self.layout {
             Layout::Folders => {
                 let path = self.folder(record.desired.uuid).join("runtime.json");
                 if durable { write_durable(&path, &record.runtime) } else { write_quick(&path, &record.runtime) }
             }
-            // What is not worth an fsync is not worth a file either: a simulated guest follows from its start.
-            Layout::Files if !durable => Ok(()),
             Layout::Files => self.write_file(record),
-        }
+        };
+        holdfast_failpoint::hit("record.runtime.after");
+        saved
     }
 
     fn write_file(&self, record: &Record) -> io::Result<()> {
@@ -208,6 +216,7 @@ impl Records {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
                     Err(e) => return Err(e),
                 }
+                holdfast_failpoint::hit("record.remove.renamed");
                 remove_all(&doomed)
             }
             Layout::Files => match fs::remove_file(self.file(uuid)) {
@@ -249,6 +258,7 @@ fn write_temporary(path: &Path, value: &impl Serialize) -> io::Result<(File, Pat
 
 fn write_quick(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let (_, temporary) = write_temporary(path, value)?;
+    holdfast_failpoint::hit("record.write.unnamed");
     fs::rename(temporary, path)
 }
 
@@ -256,6 +266,7 @@ fn write_quick(path: &Path, value: &impl Serialize) -> io::Result<()> {
 pub(crate) fn write_durable(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let (file, temporary) = write_temporary(path, value)?;
     file.sync_all()?;
+    holdfast_failpoint::hit("record.write.unnamed");
     fs::rename(temporary, path)?;
     path.parent().map_or(Ok(()), sync_dir)
 }

@@ -215,7 +215,14 @@ impl Node {
             let vms = batch.iter().map(|r| (**r).clone()).collect();
             let report =
                 Report { session: self.session, seq: self.seq, health: health.clone(), images: images.clone(), vms };
-            match self.server.report(&report).await {
+            if !batch.is_empty() {
+                holdfast_failpoint::hit("report.before");
+            }
+            let answer = self.server.report(&report).await;
+            if !batch.is_empty() {
+                holdfast_failpoint::hit("report.after");
+            }
+            match answer {
                 Ok(_) => {
                     self.reports.acknowledged(&batch);
                     backoff.reset();
@@ -245,6 +252,9 @@ async fn listen(server: &Server, session: Uuid, fleet: &mut Fleet) -> Option<Cal
         match server.desired(session, since).await {
             Ok(page) => {
                 let (revision, empty) = (page.revision, page.vms.is_empty());
+                if !empty {
+                    holdfast_failpoint::hit("desired.heard");
+                }
                 fleet.apply(page, since == 0);
                 if empty && revision == since && asked.elapsed() < POLL_AGAIN {
                     // Nothing, and at once: a server that does not wait must not be asked in a tight loop.

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_failpoint as failpoint;
 use holdfast_model::node::{DesiredVm, VmReport};
 use holdfast_model::vm::{RestartPolicy, RunState, VmSpec};
 use tokio::sync::watch;
@@ -144,7 +145,7 @@ impl Vm {
     async fn adopted(&mut self, started: Started) {
         info!(vm = %self.uuid, process = ?started.process, "adopted a running VM");
         let stopping = self.record.runtime.life == Life::Stopping;
-        let kill_at = stopping.then(|| self.now() + STOP_AFTER_ADOPTION);
+        let kill_at = stopping.then(|| self.now() + failpoint::patience(STOP_AFTER_ADOPTION));
         self.local.machine = Machine::On { kill_at };
         let runtime = &mut self.record.runtime;
         if !stopping {
@@ -259,7 +260,12 @@ impl Vm {
 
     async fn prepare(&mut self) -> Result<(), StepFault> {
         let spec = self.spec().ok_or_else(|| StepFault::lasting("bad_spec", "no spec"))?;
+        failpoint::hit("prepare.before");
+        if failpoint::fails("prepare") {
+            return Err(StepFault::lasting("failpoint", "prepare was told to fail"));
+        }
         self.context.hypervisor.prepare(spec).await?;
+        failpoint::hit("prepare.after");
         self.local.prepared = Some(self.local.generation());
         Ok(())
     }
@@ -277,7 +283,13 @@ impl Vm {
         self.publish();
         let hypervisor = self.context.hypervisor.clone();
         let spec = self.spec().ok_or_else(|| StepFault::lasting("bad_spec", "no spec"))?;
-        match hypervisor.start(spec).await {
+        failpoint::hit("start.before");
+        let started = match failpoint::fails("start") {
+            true => Err(StepFault::lasting("failpoint", "start was told to fail")),
+            false => hypervisor.start(spec).await,
+        };
+        failpoint::hit("start.after");
+        match started {
             Ok(started) => {
                 info!(vm = %self.uuid, epoch, restarts, process = ?started.process, "started");
                 let runtime = &mut self.record.runtime;
@@ -301,7 +313,9 @@ impl Vm {
         self.save_runtime(true).await;
         self.local.machine =
             Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME) };
+        failpoint::hit("shutdown.before");
         self.context.hypervisor.shutdown(self.uuid, grace_s).await;
+        failpoint::hit("shutdown.after");
         Ok(())
     }
 
@@ -310,13 +324,17 @@ impl Vm {
             self.record.runtime.life = Life::Stopping;
             self.save_runtime(true).await;
         }
+        failpoint::hit("kill.before");
         self.context.hypervisor.kill(self.uuid).await?;
+        failpoint::hit("kill.after");
         self.off(clock::now(), "it was stopped".to_owned()).await;
         Ok(())
     }
 
     async fn remove(&mut self) -> Result<(), StepFault> {
+        failpoint::hit("remove.before");
         self.context.hypervisor.remove(self.uuid).await?;
+        failpoint::hit("remove.after");
         info!(vm = %self.uuid, "removed");
         self.local.gone = true;
         Ok(())

@@ -16,6 +16,8 @@ pub struct RequestInfo {
     pub client_address: Option<String>,
     pub method: String,
     pub path: String,
+    /// The client's idempotency key, when it sent one.
+    pub idempotency: Option<crate::idempotency::Key>,
 }
 
 /// One audited request that was accepted.

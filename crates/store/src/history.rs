@@ -42,6 +42,9 @@ pub struct Operation {
     pub error_code: Option<String>,
     pub error_message: Option<String>,
     pub error_internal: Option<String>,
+    /// Public id of the failed operation that this one repeats.
+    pub retry_of: Option<String>,
+    pub cancelled_by: Option<String>,
     pub created_at: i64,
     pub started_at: Option<i64>,
     pub completed_at: Option<i64>,
@@ -135,7 +138,8 @@ const OPERATIONS: &str = "SELECT o.id, o.uuid, w.uuid AS workspace_uuid, p.uuid 
         o.operation_type, o.plan_version, o.target_state, o.resource_id, o.resource_uuid, o.resource_name,
         v.status AS resource_status, o.compose_hash, o.user_id, o.username, o.email, o.api_key_id, o.client_address,
         o.request_id, o.trace_id, o.diff, o.status, o.direction, o.step, o.sub_operations, o.deadline_at, o.error_code,
-        o.error_message, o.error_internal, o.created_at, o.started_at, o.completed_at, o.updated_at
+        o.error_message, o.error_internal, (SELECT f.uuid FROM operation f WHERE f.id = o.retry_of) AS retry_of,
+        o.cancelled_by, o.created_at, o.started_at, o.completed_at, o.updated_at
      FROM operation o
      JOIN workspace w ON w.id = o.workspace_id
      JOIN project p ON p.id = o.project_id

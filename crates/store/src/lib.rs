@@ -13,8 +13,11 @@ pub mod apps;
 pub mod audit;
 pub mod chain;
 pub mod desired;
+pub mod feed;
 pub mod history;
+pub mod idempotency;
 pub mod installation;
+pub mod interventions;
 mod lock;
 pub mod nodes;
 pub mod operations;
@@ -133,8 +136,15 @@ impl Store {
 }
 
 /// Makes a transaction durable.
-pub async fn commit(tx: Tx) -> Result<(), Error> {
-    tx.commit().await.map_err(fault)
+#[track_caller]
+pub fn commit(tx: Tx) -> impl Future<Output = Result<(), Error>> {
+    let caller = holdfast_failpoint::caller();
+    async move {
+        holdfast_failpoint::hit_by("commit.before", caller);
+        let committed = tx.commit().await.map_err(fault);
+        holdfast_failpoint::hit_by("commit.after", caller);
+        committed
+    }
 }
 
 /// The database holds hashes and ciphertext, but it is nobody else's business either.

@@ -102,6 +102,11 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(fault)?;
+        // What a node said to the server before is old; it is ready again when it says so to this one.
+        sqlx::query("UPDATE node SET ready = FALSE, reason = 'it has not reported since the server started'")
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
         let woken = sqlx::query(
             "UPDATE operation SET lease_until = NULL, lease_owner = NULL, lease_token = lease_token + 1, wake_at = $1
              WHERE wake_at IS NOT NULL",

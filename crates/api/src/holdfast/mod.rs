@@ -1,8 +1,10 @@
 //! Our own surface: what neither contract has.
 
+mod interventions;
 mod logs;
 mod nodes;
 mod operations;
+mod watching;
 
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -33,6 +35,12 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(operations::list))
         .routes(routes!(operations::get))
+        .routes(routes!(interventions::cancel))
+        .routes(routes!(interventions::retry))
+        .routes(routes!(interventions::abandon))
+        .routes(routes!(watching::wait))
+        .routes(routes!(watching::events))
+        .routes(routes!(watching::stream))
         .routes(routes!(nodes::list))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use holdfast_control::Principal;
 use holdfast_engine::{Direction, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
@@ -40,6 +41,10 @@ pub struct Operation {
     pub steps: Vec<Step>,
     pub events: Vec<EventView>,
     pub error: Option<OperationError>,
+    /// The failed operation that this one repeats.
+    pub retry_of: Option<String>,
+    /// Who asked for a cancel.
+    pub cancelled_by: Option<String>,
     pub request_id: String,
     pub trace_id: Option<String>,
     #[schema(value_type = String, format = DateTime)]
@@ -166,10 +171,14 @@ pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Res
     (status = 404, description = "There is no such operation in the workspace"),
 ))]
 pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Operation>, Failure> {
-    let found = app.control.store.operation(Some(caller.who.workspace_id), &id.to_ascii_lowercase()).await?;
-    let operation = found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))?;
+    Ok(Json(read(&app, &caller.who, &id).await?))
+}
+
+/// An operation of the caller's workspace as it is now.
+pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operation, Error> {
+    let operation = app.control.operation_find(who, id).await?;
     let mut events = app.control.store.events(&[operation.id]).await?;
-    Ok(Json(view(&operation, &mut events, caller.who.is_admin())?))
+    view(&operation, &mut events, who.is_admin())
 }
 
 fn view(
@@ -218,6 +227,8 @@ fn view(
             })
             .collect(),
         error,
+        retry_of: operation.retry_of.clone(),
+        cancelled_by: operation.cancelled_by.clone(),
         request_id: operation.request_id.clone(),
         trace_id: operation.trace_id.clone(),
         created_at: Timestamp(operation.created_at),

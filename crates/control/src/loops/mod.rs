@@ -1,3 +1,4 @@
 //! Loops that run for as long as the server does. Each can be stopped between any two of its steps and started elsewhere.
 
+pub mod sealer;
 pub mod worker;

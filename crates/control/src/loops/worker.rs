@@ -72,6 +72,9 @@ async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
     if decision.desired.is_some() {
         control.ring_desired();
     }
+    if !decision.events.is_empty() {
+        control.ring_events();
+    }
     if decision.record.status != record.status {
         let failure = decision.record.failure.as_ref().map(|f| f.message.as_str());
         tracing::info!(

@@ -175,7 +175,12 @@ impl Hypervisor for Simulated {
     async fn adopt(&self, uuid: Uuid, spec: Option<&VmSpec>, runtime: &Runtime) -> Adopted {
         match (runtime.life, runtime.started_at) {
             (Life::On | Life::Stopping, Some(at)) => {
-                Adopted::Running(Started { process: None, at, view: self.run(uuid, spec.cloned(), at) })
+                let view = self.run(uuid, spec.cloned(), at);
+                if runtime.life == Life::Stopping {
+                    // A real guest would be powering off all the while.
+                    self.shutdown(uuid, 0).await;
+                }
+                Adopted::Running(Started { process: None, at, view })
             }
             _ => Adopted::Off,
         }

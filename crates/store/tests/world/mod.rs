@@ -120,6 +120,7 @@ pub fn info() -> RequestInfo {
         client_address: None,
         method: "POST".to_owned(),
         path: "/".to_owned(),
+        idempotency: None,
     }
 }
 

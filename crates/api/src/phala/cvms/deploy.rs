@@ -148,6 +148,7 @@ pub struct CreatedCvm {
 pub async fn provision(
     State(app): State<App>,
     caller: Caller<WriteVms>,
+    Info(info): Info,
     Body(request): Body<ProvisionDstackAppRequest>,
 ) -> Result<Json<ProvisionDstackAppResponse>, Failure> {
     request.check()?;
@@ -171,7 +172,7 @@ pub async fn provision(
         nonce: number(request.nonce),
         user_config: request.user_config,
     };
-    let done = app.control.provision(&caller.who, wanted).await?;
+    let done = app.control.provision(&caller.who, &info, wanted).await?;
     Ok(Json(ProvisionDstackAppResponse {
         compose_hash: done.compose_hash,
         app_id: Some(done.app_id),

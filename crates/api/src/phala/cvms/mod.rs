@@ -5,6 +5,7 @@ mod composition;
 mod deploy;
 mod detail;
 pub mod list;
+mod operation;
 mod operations;
 mod power;
 mod state;
@@ -25,6 +26,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(power::stop))
         .routes(routes!(power::restart))
         .routes(routes!(operations::list))
+        .routes(routes!(operation::cancel))
+        .routes(routes!(operation::status))
         .routes(routes!(composition::get))
         .routes(routes!(state::get))
         .routes(routes!(compose_file::get))

@@ -88,12 +88,15 @@ async fn create(folder: &Path, name: &str, backing: &[&OsStr], size: &OsStr) -> 
     args.push(unfinished.as_ref());
     args.extend((!size.is_empty()).then_some(size));
     run(&args).await?;
+    holdfast_failpoint::hit("disk.unnamed");
     let rename = || {
         fs::File::open(&unfinished)?.sync_all()?;
         fs::rename(&unfinished, folder.join(name))?;
         record::sync_dir(folder)
     };
-    rename().map_err(|e| Fault::os(name, &e))
+    rename().map_err(|e| Fault::os(name, &e))?;
+    holdfast_failpoint::hit("disk.made");
+    Ok(())
 }
 
 async fn run(args: &[&OsStr]) -> Result<(), Fault> {

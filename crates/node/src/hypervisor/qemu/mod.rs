@@ -303,6 +303,7 @@ impl Hypervisor for Qemu {
             std::io::ErrorKind::NotFound => facts::missing(&self.binary),
             _ => Fault::os("start QEMU", &e),
         })?;
+        holdfast_failpoint::hit("qemu.spawned");
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
         let handle = Handle::open(pid);
         if let Err(fault) = self.answers(&mut child, &folder, said).await {
@@ -350,6 +351,7 @@ impl Hypervisor for Qemu {
         let handle = lock(&self.machines).get(&uuid).map(|m| m.handle.clone());
         if let Some(handle) = handle {
             end(&handle, Some(&self.records.folder(uuid))).await?;
+            holdfast_failpoint::hit("qemu.ended");
             lock(&self.machines).remove(&uuid);
         }
         self.end_strays(uuid).await

@@ -16,10 +16,10 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
         ("GET", format!("/cvms/{id}")),
         ("DELETE", format!("/cvms/{id}")),
     ];
-    for rest in ["start", "stop", "restart"] {
+    for rest in ["start", "stop", "restart", "operations/cancel"] {
         routes.push(("POST", format!("/cvms/{id}/{rest}")));
     }
-    for rest in ["operations", "composition", "state", "compose_file", "docker-compose.yml"] {
+    for rest in ["operations", "operation-status", "composition", "state", "compose_file", "docker-compose.yml"] {
         routes.push(("GET", format!("/cvms/{id}/{rest}")));
     }
     routes

@@ -93,6 +93,7 @@ impl Server {
         let token_id = control.authenticate_node(&token).await.expect("the token is known");
         let (held, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let node = Node::register(control.clone(), token_id, held.clone()).await;
+        tokio::spawn(holdfast_control::events::run(control.clone(), stop.clone()));
         tokio::spawn(worker::run(control.clone(), "test".to_owned(), stop.clone()));
         tokio::spawn(stop.clone().run_until_cancelled_owned(node.run()));
         let router = holdfast_api::router(App { control: control.clone(), needs_node: true });
@@ -196,6 +197,15 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 impl Ask<'_> {
+    /// A request to a path of any surface, with one more header if it has a value.
+    pub async fn any(&self, method: &str, path: &str, (name, value): (&str, &str)) -> Answer {
+        let mut request = self.request(method, "/").uri(path);
+        if !value.is_empty() {
+            request = request.header(name, value);
+        }
+        self.server.send(request.body(Body::empty()).expect("a request")).await
+    }
+
     pub fn request(&self, method: &str, path: &str) -> axum::http::request::Builder {
         let mut request = Request::builder().method(method).uri(format!("/api/v1{path}"));
         if let Some(key) = self.key {

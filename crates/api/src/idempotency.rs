@@ -1,0 +1,84 @@
+//! `Idempotency-Key` on mutations: the same key with the same request gets the first answer again.
+//!
+//! The one rule: the key is taken by the transaction that does the work (`holdfast_store::idempotency`), so a crash
+//! anywhere leaves either both or neither. This layer compares requests, replays answers and keeps new ones.
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use holdfast_control::Principal;
+use holdfast_model::compose::sha256_hex;
+use holdfast_model::error::{Code, Error};
+use holdfast_store::idempotency::Key;
+
+use crate::error::Failure;
+use crate::extract::{header as text_of, presented_key};
+use crate::{App, BODY_LIMIT};
+
+/// Answers up to this size are kept; all of ours are far smaller.
+const LARGEST_ANSWER: usize = 1024 * 1024;
+const REPLAYED: &str = "idempotency-replayed";
+
+pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Result<Response, Failure> {
+    let mutates = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
+    if !mutates || !request.headers().contains_key("idempotency-key") {
+        return Ok(next.run(request).await);
+    }
+    let key = text_of(request.headers(), "idempotency-key").unwrap_or_default().to_owned();
+    if !(1..=255).contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Error::new(Code::IdempotencyInvalid, "The idempotency key is not valid.").into());
+    }
+    // Without a valid API key the handler says so itself.
+    let Some(presented) = presented_key(request.headers()) else { return Ok(next.run(request).await) };
+    let Ok(who) = app.control.authenticate(presented).await else { return Ok(next.run(request).await) };
+
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, BODY_LIMIT)
+        .await
+        .map_err(|_| Error::new(Code::BodyTooLarge, format!("The body is larger than {BODY_LIMIT} bytes.")))?;
+    let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
+    let mut hashed = format!("{}\0{path}\0", parts.method).into_bytes();
+    hashed.extend_from_slice(&body);
+    let key = Key { key, request_hash: sha256_hex(hashed) };
+    if let Some(answer) = replay(&app, &who, &key).await? {
+        return Ok(answer);
+    }
+    let mut request = Request::from_parts(parts, Body::from(body));
+    request.extensions_mut().insert(key.clone());
+    let response = next.run(request).await;
+    if !response.status().is_success() {
+        return Ok(response);
+    }
+    keep(&app, &who, &key, response).await
+}
+
+async fn replay(app: &App, who: &Principal, key: &Key) -> Result<Option<Response>, Error> {
+    let Some(known) = app.control.store.idempotency(who.workspace_id, &key.key, app.control.now()).await? else {
+        return Ok(None);
+    };
+    known.check(key)?;
+    let status = u16::try_from(known.status_code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    // Accepted, but the server ended before it kept the answer: the handler answers from what is there.
+    let Some(status) = status else { return Ok(None) };
+    let mut response = if known.response.is_empty() {
+        status.into_response()
+    } else {
+        (status, [(header::CONTENT_TYPE, "application/json")], known.response).into_response()
+    };
+    response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    Ok(Some(response))
+}
+
+async fn keep(app: &App, who: &Principal, key: &Key, response: Response) -> Result<Response, Failure> {
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, LARGEST_ANSWER).await.map_err(Error::internal)?;
+    let text = String::from_utf8_lossy(&body);
+    // The work is done and its key taken; an answer that cannot be kept must not turn that into an error.
+    if let Err(error) = app.control.store.idempotency_answer(who.workspace_id, key, parts.status.as_u16(), &text).await
+    {
+        tracing::warn!(%error, "the answer of an idempotency key was not kept");
+    }
+    Ok(Response::from_parts(parts, Body::from(body)))
+}

@@ -1,8 +1,0 @@
-//! The Phala surface through HTTP: real store, real worker, and a node that does at once what it is told.
-
-mod access;
-mod bad_input;
-mod deploy;
-mod operations;
-mod shapes;
-mod support;

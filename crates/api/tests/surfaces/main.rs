@@ -1,0 +1,11 @@
+//! The surfaces through HTTP: real store, real worker, and a node that does at once what it is told.
+
+mod access;
+mod bad_input;
+mod deploy;
+mod idempotency;
+mod interventions;
+mod operations;
+mod shapes;
+mod support;
+mod watching;

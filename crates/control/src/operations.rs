@@ -1,0 +1,98 @@
+//! What people do to operations: cancel, retry, abandon.
+
+use holdfast_engine::ops;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::Status;
+use holdfast_model::vm::VmStatus;
+use holdfast_store::audit::{self, audit_insert};
+use holdfast_store::history::Operation;
+use holdfast_store::idempotency::idempotency_take;
+use holdfast_store::interventions;
+
+use crate::identity::require_admin;
+use crate::{Control, Principal, RequestInfo};
+
+impl Control {
+    /// An operation of the caller's workspace.
+    pub async fn operation_find(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
+        let found = self.store.operation(Some(who.workspace_id), &id.to_ascii_lowercase()).await?;
+        found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))
+    }
+
+    /// Asks for a cancel. Accepted before the pivot; everything is then undone, and the operation ends as cancelled.
+    pub async fn operation_cancel(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
+        let operation = self.operation_find(who, id).await?;
+        let now = self.now();
+        let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency
+            && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
+        {
+            return Ok(operation);
+        }
+        interventions::operation_cancel(&mut tx, operation.id, &who.username, now).await?;
+        self.audit(&mut tx, who, info, "operation.cancel", &operation, 202).await?;
+        holdfast_store::commit(tx).await?;
+        self.ring_work();
+        self.operation_find(who, id).await
+    }
+
+    /// Gives a stuck operation up. Only for administrators.
+    pub async fn operation_abandon(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
+        require_admin(who)?;
+        let operation = self.operation_find(who, id).await?;
+        let now = self.now();
+        let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency
+            && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
+        {
+            return Ok(operation);
+        }
+        interventions::operation_abandon(&mut tx, operation.id, &who.username, now).await?;
+        self.audit(&mut tx, who, info, "operation.abandon", &operation, 200).await?;
+        holdfast_store::commit(tx).await?;
+        self.ring_events();
+        self.operation_find(who, id).await
+    }
+
+    /// Does a failed operation again, as a new one that names the old one. A create cannot be repeated: its VM is gone
+    /// with its env, or stands there in `error`.
+    pub async fn operation_retry(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
+        let operation = self.operation_find(who, id).await?;
+        let refuse = |why: String| Err(Error::new(Code::NotRetryable, why));
+        let status = operation.status()?;
+        if !matches!(status, Status::Failed | Status::Cancelled) {
+            return refuse(format!("Only a failed operation can be retried; this one is {}.", status.as_str()));
+        }
+        let version = u32::try_from(operation.plan_version).unwrap_or(0);
+        let Some(plan) = ops::find(&operation.operation_type, version) else {
+            return refuse("This version of the server does not know that operation any more.".to_owned());
+        };
+        if plan.name == ops::VM_CREATE.name {
+            let gone = operation.resource_status == VmStatus::Deleted.as_str();
+            let why =
+                if gone { "Deploy it again." } else { "The CVM exists: look at its logs, then start or delete it." };
+            return refuse(format!("A create cannot be retried. {why}"));
+        }
+        let new = self.vm_resubmit(who, info, &operation, plan).await?;
+        self.operation_find(who, &new.to_string()).await
+    }
+
+    async fn audit(
+        &self,
+        tx: &mut holdfast_store::Tx,
+        who: &Principal,
+        info: &RequestInfo,
+        action: &str,
+        operation: &Operation,
+        status_code: u16,
+    ) -> Result<(), Error> {
+        let entry = audit::Entry {
+            action,
+            target_type: "operation",
+            target_id: &operation.uuid,
+            operation_id: Some(operation.id),
+            status_code,
+        };
+        audit_insert(tx, who, info, entry, self.now()).await
+    }
+}

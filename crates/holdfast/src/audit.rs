@@ -1,0 +1,140 @@
+//! `holdfast audit`: is the record the one that was written? Offline; changes nothing, and needs no server.
+//!
+//! Exit codes: 0 the chain holds, 1 it does not (the first bad row is named), 2 there is nothing that can be checked.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use holdfast_model::Timestamp;
+use holdfast_store::verify::{Known, Ledger, Problem, PublicKey, Report};
+use serde_json::json;
+
+use crate::client::block_on;
+use crate::serve::open_error;
+use crate::{Common, load, refused};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Check that no operation or event was altered, removed or reordered
+    Verify(Verify),
+    /// Print the public key that checkpoints are signed for; keep it where the server's operator cannot change it
+    PublicKey {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args)]
+pub struct Verify {
+    #[command(flatten)]
+    common: Common,
+    /// The database itself: a path, or sqlite://PATH
+    #[arg(long, value_name = "URL", conflicts_with = "data_dir")]
+    database_url: Option<String>,
+    /// Check signatures with this key, not with the one that the database names
+    #[arg(long, value_name = "HEX")]
+    public_key: Option<String>,
+    /// The chain must have had this hash at this position, from the report of an earlier check
+    #[arg(long, value_name = "POSITION:HASH")]
+    head: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Verify(options) => {
+            let file = database(&options)?;
+            let known = known(&options)?;
+            let report = block_on(async {
+                let ledger = Ledger::open(&file).await.map_err(open_error)?;
+                Ok(ledger.verify(&known).await?)
+            })?;
+            print(&report, options.json, known.public_key.is_some());
+            Ok(ExitCode::from(u8::from(report.problem.is_some())))
+        }
+        Command::PublicKey { common } => {
+            let file = load(&common, Vec::new())?.data_dir()?.join("holdfast.db");
+            let key = block_on(async {
+                let ledger = Ledger::open(&file).await.map_err(open_error)?;
+                Ok(ledger.public_key().await?)
+            })?;
+            println!("{}", key.ok_or_else(|| refused("the database names no public key; start the server once"))?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn database(options: &Verify) -> Result<PathBuf> {
+    let Some(url) = &options.database_url else {
+        return Ok(load(&options.common, Vec::new())?.data_dir()?.join("holdfast.db"));
+    };
+    let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or(url);
+    if path.contains("://") {
+        return Err(refused(format!("{url} is not a path and not sqlite://PATH")));
+    }
+    Ok(Path::new(path.split('?').next().unwrap_or(path)).to_owned())
+}
+
+fn known(options: &Verify) -> Result<Known> {
+    let public_key = options.public_key.as_deref().map(PublicKey::parse).transpose().map_err(refused)?;
+    let head = match &options.head {
+        None => None,
+        Some(text) => {
+            let wrong = || refused(format!("\"{text}\" is not POSITION:HASH as a report prints it"));
+            let (position, hash) = text.split_once(':').ok_or_else(wrong)?;
+            let position: i64 = position.parse().map_err(|_| wrong())?;
+            let digits = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+            if position < 1 || !digits {
+                return Err(wrong());
+            }
+            Some((position, hash.to_ascii_lowercase()))
+        }
+    };
+    Ok(Known { public_key, head })
+}
+
+fn print(report: &Report, as_json: bool, key_given: bool) {
+    if as_json {
+        let problem = report
+            .problem
+            .as_ref()
+            .map(|p| json!({ "position": p.position, "operation_id": p.operation, "seq": p.seq, "message": p.what }));
+        let sealed_at = (report.sealed_at > 0).then(|| Timestamp(report.sealed_at));
+        println!(
+            "{}",
+            json!({
+                "holds": report.problem.is_none(),
+                "problem": problem,
+                "sealed_events": report.sealed,
+                "sealed_at": sealed_at,
+                "unsealed_events": report.unsealed,
+                "checkpoints": report.checkpoints,
+                "head": format!("{}:{}", report.sealed, report.hash),
+                "public_key": report.public_key,
+                "public_key_given": key_given,
+            })
+        );
+        return;
+    }
+    match &report.problem {
+        None => println!("The chain holds: {} events under {} checkpoints.", report.sealed, report.checkpoints),
+        Some(problem) => println!("The chain does not hold. First problem: {}.", describe(problem)),
+    }
+    println!("  not sealed yet  {}", report.unsealed);
+    println!("  head            {}:{}", report.sealed, report.hash);
+    let source = if key_given { "as given" } else { "as the database says; compare it with the one you kept" };
+    println!("  public key      {} ({source})", report.public_key);
+}
+
+fn describe(problem: &Problem) -> String {
+    let parts = [
+        problem.position.map(|position| format!("position {position}")),
+        problem.operation.as_ref().map(|operation| format!("operation {operation}")),
+        problem.seq.map(|seq| format!("event {seq}")),
+    ];
+    let place: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{}: {}", place.join(", "), problem.what)
+}

@@ -1,0 +1,115 @@
+//! Idempotency keys: a mutation that is sent again with the same key gets its first answer again.
+//!
+//! The one rule: the key is taken by the transaction that does what the request asks for. So it exists exactly when
+//! that was done; the answer's bytes follow, and until they do a repetition is answered from what is there now.
+
+use std::time::Duration;
+
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+
+use crate::{Store, Tx, fault};
+
+/// How long a key is kept.
+pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// A key that a client sent, and what it was sent with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    pub key: String,
+    /// sha256 of method, path, query and body, 64 hex digits.
+    pub request_hash: String,
+}
+
+/// What is known of a key.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Known {
+    pub request_hash: String,
+    /// 0 while the answer's bytes are not there.
+    pub status_code: i64,
+    pub response: String,
+}
+
+impl Known {
+    /// Refuses a key that was used for something else.
+    pub fn check(&self, key: &Key) -> Result<(), Error> {
+        if self.request_hash == key.request_hash {
+            return Ok(());
+        }
+        let message = format!("The idempotency key \"{}\" was used for another request.", key.key);
+        Err(Error::new(Code::IdempotencyMismatch, message))
+    }
+}
+
+impl Store {
+    pub async fn idempotency(&self, workspace: i64, key: &str, now: Timestamp) -> Result<Option<Known>, Error> {
+        sqlx::query_as(
+            "SELECT request_hash, status_code, response FROM idempotency_key
+             WHERE workspace_id = $1 AND key = $2 AND expires_at > $3",
+        )
+        .bind(workspace)
+        .bind(key)
+        .bind(now.micros())
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// Keeps the answer that repetitions get.
+    pub async fn idempotency_answer(
+        &self,
+        workspace: i64,
+        key: &Key,
+        status_code: u16,
+        response: &str,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "UPDATE idempotency_key SET status_code = $4, response = $5
+             WHERE workspace_id = $1 AND key = $2 AND request_hash = $3 AND status_code = 0",
+        )
+        .bind(workspace)
+        .bind(&key.key)
+        .bind(&key.request_hash)
+        .bind(i64::from(status_code))
+        .bind(response)
+        .execute(&mut *tx)
+        .await
+        .map_err(fault)?;
+        crate::commit(tx).await
+    }
+}
+
+/// Takes the key for what this transaction does. False when the same request did it before: then the caller must do
+/// nothing and answer with what is there. Fails when the key was used for another request.
+pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Timestamp) -> Result<bool, Error> {
+    sqlx::query("DELETE FROM idempotency_key WHERE expires_at <= $1")
+        .bind(now.micros())
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    let taken = sqlx::query(
+        "INSERT INTO idempotency_key (workspace_id, key, request_hash, status_code, response, created_at, expires_at)
+         VALUES ($1, $2, $3, 0, '', $4, $5) ON CONFLICT (workspace_id, key) DO NOTHING",
+    )
+    .bind(workspace)
+    .bind(&key.key)
+    .bind(&key.request_hash)
+    .bind(now.micros())
+    .bind(now.plus(LIFETIME).micros())
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    if taken.rows_affected() == 1 {
+        return Ok(true);
+    }
+    let known: Known = sqlx::query_as(
+        "SELECT request_hash, status_code, response FROM idempotency_key WHERE workspace_id = $1 AND key = $2",
+    )
+    .bind(workspace)
+    .bind(&key.key)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    known.check(key).map(|()| false)
+}

@@ -1,0 +1,111 @@
+//! What people do to an operation that runs: cancel it, or abandon one that is stuck.
+//!
+//! The one rule: the check and the write are one transaction, so a cancel that was accepted is one that the engine will
+//! find before the pivot.
+
+use holdfast_engine::{Direction, ops};
+use holdfast_model::Timestamp;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::Status;
+use holdfast_model::vm::VmStatus;
+
+use crate::operations::event_append;
+use crate::vms::vm_set_status;
+use crate::{Tx, fault, stored};
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    operation_type: String,
+    plan_version: i64,
+    status: String,
+    direction: String,
+    step: i64,
+    step_entered: bool,
+    resource_id: i64,
+    resource_name: String,
+}
+
+async fn row(tx: &mut Tx, operation: i64) -> Result<(Row, Status), Error> {
+    let row: Row = sqlx::query_as(
+        "SELECT operation_type, plan_version, status, direction, step, step_entered, resource_id, resource_name
+         FROM operation WHERE id = $1",
+    )
+    .bind(operation)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let status = stored(Status::parse(&row.status), "operation status", &row.status)?;
+    Ok((row, status))
+}
+
+/// Asks for a cancel. Refused when the operation is over, is being undone already, or is past its pivot.
+pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timestamp) -> Result<(), Error> {
+    let (row, status) = row(tx, operation).await?;
+    let refuse = |why: String| Err(Error::new(Code::NotCancellable, why));
+    let what = format!("The {} of \"{}\"", row.operation_type, row.resource_name);
+    if status.is_terminal() || status == Status::Stuck {
+        return refuse(format!("{what} is {} already.", status.as_str()));
+    }
+    if row.direction == Direction::Undo.as_str() {
+        return refuse(format!("{what} failed and is being undone already."));
+    }
+    let version = u32::try_from(row.plan_version).unwrap_or(0);
+    let step = usize::try_from(row.step).map_err(Error::internal)?;
+    let cancellable = ops::find(&row.operation_type, version).is_some_and(|p| p.can_cancel(step, row.step_entered));
+    if !cancellable {
+        return refuse(format!("{what} is past the point where it can be undone; it goes on."));
+    }
+    sqlx::query(
+        "UPDATE operation SET cancel_requested_at = COALESCE(cancel_requested_at, $2),
+            cancelled_by = COALESCE(cancelled_by, $3), wake_at = $2, updated_at = $2 WHERE id = $1",
+    )
+    .bind(operation)
+    .bind(now.micros())
+    .bind(by)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+/// Gives a stuck operation up: it becomes failed, its claims are free, its resource stays in `error` for a person to
+/// look at. What its node may still hold stays reserved.
+pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Timestamp) -> Result<(), Error> {
+    let (row, status) = row(tx, operation).await?;
+    if status != Status::Stuck {
+        let why = format!("Only a stuck operation can be abandoned; this one is {}.", status.as_str());
+        return Err(Error::new(Code::NotCancellable, why));
+    }
+    sqlx::query(
+        "UPDATE operation SET status = 'failed', wake_at = NULL, completed_at = $2, updated_at = $2,
+            error_code = COALESCE(error_code, $3), error_message = $4, lease_token = lease_token + 1 WHERE id = $1",
+    )
+    .bind(operation)
+    .bind(now.micros())
+    .bind(Code::Internal.id())
+    .bind(format!("abandoned by {by}"))
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    sqlx::query("UPDATE operation_resource SET held = FALSE WHERE operation_id = $1")
+        .bind(operation)
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    vm_set_status(tx, row.resource_id, VmStatus::Error, now).await?;
+    let version = u32::try_from(row.plan_version).unwrap_or(0);
+    let event = ops::find(&row.operation_type, version).map(|plan| plan.event("error"));
+    let event = event.unwrap_or_else(|| format!("instance.{}.error", row.operation_type));
+    event_append(tx, operation, &event, None, VmStatus::Error, now).await
+}
+
+/// Links a new operation to the failed one that it repeats.
+pub async fn operation_link_retry(tx: &mut Tx, new: i64, of: i64) -> Result<(), Error> {
+    sqlx::query("UPDATE operation SET retry_of = $2 WHERE id = $1")
+        .bind(new)
+        .bind(of)
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+        .map_err(fault)
+}
