@@ -12,6 +12,11 @@ use holdfast_store::interventions;
 use crate::identity::require_admin;
 use crate::{Control, Principal, RequestInfo};
 
+enum Intervention {
+    Cancel,
+    Abandon,
+}
+
 impl Control {
     /// An operation of the caller's workspace.
     pub async fn operation_find(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
@@ -21,24 +26,23 @@ impl Control {
 
     /// Asks for a cancel. Accepted before the pivot; everything is then undone, and the operation ends as cancelled.
     pub async fn operation_cancel(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
-        let operation = self.operation_find(who, id).await?;
-        let now = self.now();
-        let mut tx = self.store.begin().await?;
-        if let Some(key) = &info.idempotency
-            && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
-        {
-            return Ok(operation);
-        }
-        interventions::operation_cancel(&mut tx, operation.id, &who.username, now).await?;
-        self.audit(&mut tx, who, info, "operation.cancel", &operation, 202).await?;
-        holdfast_store::commit(tx).await?;
-        self.ring_work();
-        self.operation_find(who, id).await
+        self.intervene(who, info, id, Intervention::Cancel).await
     }
 
     /// Gives a stuck operation up. Only for administrators.
     pub async fn operation_abandon(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
         require_admin(who)?;
+        self.intervene(who, info, id, Intervention::Abandon).await
+    }
+
+    /// Writes to an operation together with the audit row of who did it.
+    async fn intervene(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        id: &str,
+        intervention: Intervention,
+    ) -> Result<Operation, Error> {
         let operation = self.operation_find(who, id).await?;
         let now = self.now();
         let mut tx = self.store.begin().await?;
@@ -47,10 +51,26 @@ impl Control {
         {
             return Ok(operation);
         }
-        interventions::operation_abandon(&mut tx, operation.id, &who.username, now).await?;
-        self.audit(&mut tx, who, info, "operation.abandon", &operation, 200).await?;
+        let (action, status_code) = match intervention {
+            Intervention::Cancel => {
+                interventions::operation_cancel(&mut tx, operation.id, &who.username, now).await?;
+                ("operation.cancel", 202)
+            }
+            Intervention::Abandon => {
+                interventions::operation_abandon(&mut tx, operation.id, &who.username, now).await?;
+                ("operation.abandon", 200)
+            }
+        };
+        let entry = audit::Entry {
+            action,
+            target_type: "operation",
+            target_id: &operation.uuid,
+            operation_id: Some(operation.id),
+            status_code,
+        };
+        audit_insert(&mut tx, who, info, entry, now).await?;
         holdfast_store::commit(tx).await?;
-        self.ring_events();
+        self.ring_work();
         self.operation_find(who, id).await
     }
 
@@ -75,24 +95,5 @@ impl Control {
         }
         let new = self.vm_resubmit(who, info, &operation, plan).await?;
         self.operation_find(who, &new.to_string()).await
-    }
-
-    async fn audit(
-        &self,
-        tx: &mut holdfast_store::Tx,
-        who: &Principal,
-        info: &RequestInfo,
-        action: &str,
-        operation: &Operation,
-        status_code: u16,
-    ) -> Result<(), Error> {
-        let entry = audit::Entry {
-            action,
-            target_type: "operation",
-            target_id: &operation.uuid,
-            operation_id: Some(operation.id),
-            status_code,
-        };
-        audit_insert(tx, who, info, entry, self.now()).await
     }
 }
