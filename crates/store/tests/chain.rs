@@ -171,7 +171,7 @@ async fn every_column_of_an_operation_that_is_over_is_bound() {
                     continue;
                 }
                 let statement = format!("UPDATE operation SET {column} = {change} WHERE id = {id}");
-                let Some(report) = damaged.after(&[statement.clone()]).await else {
+                let Some(report) = damaged.after(std::slice::from_ref(&statement)).await else {
                     refused += 1;
                     continue;
                 };
@@ -208,7 +208,7 @@ async fn every_column_of_an_event_is_bound() {
                 _ => format!("COALESCE({column}, '') || 'x'"),
             };
             let statement = format!("UPDATE operation_event SET {column} = {change} WHERE id = {id}");
-            let report = damaged.after(&[statement.clone()]).await.expect("no rule against it");
+            let report = damaged.after(std::slice::from_ref(&statement)).await.expect("no rule against it");
             let problem = report.problem.unwrap_or_else(|| panic!("unseen: {statement}"));
             assert_eq!(problem.operation.as_deref(), Some(uuid.as_str()), "{statement}: {problem:?}");
             let named = problem.seq.expect("an event");

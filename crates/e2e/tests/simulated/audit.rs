@@ -1,0 +1,86 @@
+//! `holdfast audit verify` beside a server, after it, and after somebody wrote to its database.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use holdfast_e2e::cloud::{Cloud, SOON};
+use holdfast_harness::until;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+fn holdfast(args: &[&str]) -> Output {
+    let mut command = Command::new(holdfast_e2e::binary());
+    for name in ["HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_CONFIG"] {
+        command.env_remove(name);
+    }
+    command.args(args).output().expect("the binary runs")
+}
+
+/// Exit code and report.
+fn verify(args: &[&str]) -> (i32, Value) {
+    let output = holdfast(&[&["audit", "verify", "--json"], args].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = serde_json::from_str(&text)
+        .unwrap_or_else(|e| panic!("{e}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.code().expect("it was not killed"), report)
+}
+
+fn sql(data: &Path, statement: &str) {
+    let url = format!("sqlite://{}", data.join("holdfast.db").display());
+    let work = async {
+        let mut db = SqliteConnection::connect(&url).await.expect("a connection");
+        sqlx::query("PRAGMA foreign_keys = OFF").execute(&mut db).await.expect("a pragma");
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut db).await.expect("a statement");
+        db.close().await.expect("closed");
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work);
+}
+
+#[test]
+fn what_is_done_is_sealed_and_what_is_changed_is_named() {
+    let mut cloud = Cloud::simulated(1);
+    let (cvm, operation) = cloud.deploy("sealed");
+    cloud.done(&operation, SOON);
+    let data = cloud.data_dir();
+    let folder = data.to_str().expect("a path in UTF-8").to_owned();
+    let sealed = until(Duration::from_secs(10), "everything is sealed", || {
+        let (code, report) = verify(&["--data-dir", &folder]);
+        assert_eq!((code, &report["holds"]), (0, &Value::from(true)), "{report}");
+        Ok((report["unsealed_events"] == 0).then_some(report))
+    });
+    let sealed = sealed.expect("the sealer works");
+    assert!(sealed["sealed_events"].as_i64() >= Some(8), "{sealed}");
+    let head = sealed["head"].as_str().expect("a head").to_owned();
+    let key = holdfast(&["audit", "public-key", "--data-dir", &folder]);
+    let key = String::from_utf8(key.stdout).expect("hex").trim().to_owned();
+    assert_eq!(sealed["public_key"].as_str(), Some(key.as_str()));
+
+    // More happens; the server is stopped, even killed; the chain holds and still has its old head.
+    cloud.deleted(&cvm);
+    cloud.server.kill().expect("killed");
+    let (code, report) = verify(&["--data-dir", &folder, "--head", &head, "--public-key", &key]);
+    assert_eq!(code, 0, "{report}");
+    cloud.server.restart().expect("it starts again");
+    cloud.server.stop().expect("it stops");
+    let database = format!("sqlite://{folder}/holdfast.db");
+    let (code, report) = verify(&["--database-url", &database, "--head", &head]);
+    assert_eq!((code, &report["unsealed_events"]), (0, &Value::from(0)), "{report}");
+
+    // Wrong calls are no verdict.
+    for wrong in [&["--public-key", "zz"][..], &["--head", "x"], &["--database-url", "/nowhere/holdfast.db"]] {
+        assert_eq!(holdfast(&[&["audit", "verify"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+    let other = "00".repeat(32);
+    let (code, _) = verify(&["--data-dir", &folder, "--head", &format!("3:{other}")]);
+    assert_eq!(code, 1, "another chain");
+
+    sql(&data, &format!("UPDATE operation SET username = 'somebody else' WHERE uuid = '{operation}'"));
+    let (code, report) = verify(&["--data-dir", &folder]);
+    assert_eq!((code, &report["holds"]), (1, &Value::from(false)), "{report}");
+    assert_eq!(report["problem"]["operation_id"].as_str(), Some(operation.as_str()), "{report}");
+    assert_eq!((&report["problem"]["seq"], &report["problem"]["position"]), (&Value::from(1), &Value::from(1)));
+    let spoken = holdfast(&["audit", "verify", "--data-dir", &folder]);
+    assert_eq!(spoken.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&spoken.stdout).contains(&operation), "{spoken:?}");
+}
