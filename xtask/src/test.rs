@@ -53,7 +53,11 @@ pub fn run(words: &[&str]) -> Result<()> {
             "clippy" => clippy(),
             "deny" => deny::policy(),
             "advisories" => deny::advisories(),
-            "unit" => unit(filter),
+            "unit" => {
+                // Some of them boot the guest image.
+                product.binary()?;
+                unit(filter)
+            }
             "simulated" => end_to_end("simulated", filter, product.binary()?),
             "real" => {
                 clients()?;
@@ -95,8 +99,14 @@ fn clippy() -> Result<Outcome> {
 fn unit(filter: &str) -> Result<Outcome> {
     // Built apart from being run, so that the long part shows progress and the tests' own output stays readable.
     let tests = ["test", "--workspace", "--exclude", "holdfast-e2e", "--no-fail-fast"];
-    ui::run_quietly("build the tests", cargo(&tests).arg("--no-run"))?;
-    let mut command = cargo(&tests);
+    let agent = artifacts::guest_agent()?;
+    let tests = || {
+        let mut command = cargo(&tests);
+        command.env("HOLDFAST_GUEST_AGENT", &agent);
+        command
+    };
+    ui::run_quietly("build the tests", tests().arg("--no-run"))?;
+    let mut command = tests();
     command.arg("--quiet");
     if !filter.is_empty() {
         command.arg(filter);

@@ -29,14 +29,11 @@ struct Rig {
 }
 
 impl Rig {
-    async fn new() -> Option<Self> {
-        let Some((image_dir, image)) = real_image() else {
-            eprintln!("no guest image on this machine: not tested (holdfast image build)");
-            return None;
-        };
+    async fn new() -> Self {
+        let (image_dir, image) = real_image();
         let turn = TURN.lock().await;
         let dir = tempfile::tempdir().expect("a folder");
-        Some(Self { server: FakeServer::start().await, dir, image, image_dir, _turn: turn })
+        Self { server: FakeServer::start().await, dir, image, image_dir, _turn: turn }
     }
 
     fn config(&self) -> NodeConfig {
@@ -91,7 +88,7 @@ impl Drop for Rig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_qemu_is_seen_and_started_again() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let node = RunningNode::start(rig.config());
     let vm = spec(&rig.image);
     rig.server.want(want(&vm, 1, RunState::Running, 1));
@@ -119,7 +116,7 @@ async fn a_killed_qemu_is_seen_and_started_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_adopts_what_runs() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let vm = spec(&rig.image);
     let node = RunningNode::start(rig.config());
     rig.server.want(want(&vm, 1, RunState::Running, 1));
@@ -174,7 +171,7 @@ async fn a_restarted_node_adopts_what_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_said_and_passes() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let node = RunningNode::start(rig.config());
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let mut vm = spec(&rig.image);
@@ -199,7 +196,7 @@ async fn a_port_in_use_is_said_and_passes() {
 /// A guest boots to its app, is looked into, and powers itself off when asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_boots_talks_and_shuts_down() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let node = RunningNode::start(rig.config());
     let mut vm = spec(&rig.image);
     vm.memory_mb = 1024;
@@ -265,7 +262,7 @@ async fn node_process() {
 /// Real kill -9 at many moments of a start and of a restart: never two QEMU, never one forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_again_and_again() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let spawn = || node_child(&rig, &rig.image_dir);
     let vm = spec(&rig.image);
     for (round, wait_ms) in [0, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 300].into_iter().enumerate() {
@@ -294,7 +291,7 @@ async fn a_node_killed_again_and_again() {
 /// A guest that is only tried out ends with the node that tries it, even when that one is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_while_it_probes_leaves_no_guest() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         eprintln!("no KVM here, so nothing is ever probed: not tested");
         return;
@@ -376,7 +373,7 @@ fn processes_with(needle: &str) -> Vec<i32> {
 /// A nearly full disk refuses what is new.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_vms_are_refused_when_the_disk_is_nearly_full() {
-    let Some(rig) = Rig::new().await else { return };
+    let rig = Rig::new().await;
     let mut config = rig.config();
     config.min_free_disk_gb = 1_000_000;
     let node = RunningNode::start(config);
