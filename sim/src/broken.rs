@@ -20,6 +20,5 @@ pub enum Broken {
 }
 
 impl Broken {
-    pub const ALL: [Self; 6] =
-        [Self::Fencing, Self::Undo, Self::Claim, Self::Generations, Self::Release, Self::Wake];
+    pub const ALL: [Self; 6] = [Self::Fencing, Self::Undo, Self::Claim, Self::Generations, Self::Release, Self::Wake];
 }

@@ -175,6 +175,11 @@ fn vm_unsettled(world: &World, index: usize, vm: &crate::store::Vm) -> Option<St
     };
     let host = &world.hosts[vm.node];
     let Some(task) = world.nodes[vm.node].slots.get(&index).and_then(|slot| slot.task.as_ref()) else {
+        let gone = desired.run_state == RunState::Absent && !host.holds().any(|held| held == index);
+        if gone && world.store.claimed(index) {
+            // Stuck, and a person has not looked yet: what is held stays held.
+            return None;
+        }
         return Some(format!("node {} does not know vm {index}: {vm:?}", vm.node));
     };
     let local = &task.local;

@@ -111,7 +111,8 @@ impl World {
         }
         self.worker_claims(worker, life);
         let now = self.clock();
-        let due = self.store.next_due().map_or(2 * SECOND, |due| u64::try_from(due.since(now).as_micros()).unwrap_or(0));
+        let due =
+            self.store.next_due().map_or(2 * SECOND, |due| u64::try_from(due.since(now).as_micros()).unwrap_or(0));
         let wait = due.clamp(SECOND / 2, 2 * SECOND);
         self.after(wait, Event::WorkerLook { worker, life });
     }

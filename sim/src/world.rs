@@ -36,25 +36,81 @@ pub enum Event {
     Heal,
     /// Is everything as it should be, and at rest?
     Settled,
-    WorkerLook { worker: usize, life: u64 },
-    WorkerBell { worker: usize, life: u64 },
-    WorkerAdvance { worker: usize, life: u64, claimed: Claimed },
+    WorkerLook {
+        worker: usize,
+        life: u64,
+    },
+    WorkerBell {
+        worker: usize,
+        life: u64,
+    },
+    WorkerAdvance {
+        worker: usize,
+        life: u64,
+        claimed: Claimed,
+    },
     /// A worker that slept between its decision and its write.
-    WorkerWrite { worker: usize, life: u64, claimed: Claimed, decision: Box<Decision>, versions: (u64, u64) },
-    ToServer { node: usize, call: Call },
-    ToNode { node: usize, session: u64, answer: Answer },
+    WorkerWrite {
+        worker: usize,
+        life: u64,
+        claimed: Claimed,
+        decision: Box<Decision>,
+        versions: (u64, u64),
+    },
+    ToServer {
+        node: usize,
+        call: Call,
+    },
+    ToNode {
+        node: usize,
+        session: u64,
+        answer: Answer,
+    },
     /// A long poll has waited long enough.
-    PollEnds { id: u64 },
+    PollEnds {
+        id: u64,
+    },
     /// A call of the node has gone without an answer for too long.
-    CallTimeout { node: usize, session: u64, call: u64 },
-    NodeBeat { node: usize, session: u64 },
-    VmWake { node: usize, session: u64, vm: usize },
-    VmEffect { node: usize, session: u64, vm: usize, act: Act },
-    VmDone { node: usize, session: u64, vm: usize, act: Act, result: Result<(), Misfortune> },
-    Guest { node: usize, vm: usize, machine: u64, life: Life },
-    NodeStart { node: usize },
+    CallTimeout {
+        node: usize,
+        session: u64,
+        call: u64,
+    },
+    NodeBeat {
+        node: usize,
+        session: u64,
+    },
+    VmWake {
+        node: usize,
+        session: u64,
+        vm: usize,
+    },
+    VmEffect {
+        node: usize,
+        session: u64,
+        vm: usize,
+        act: Act,
+    },
+    VmDone {
+        node: usize,
+        session: u64,
+        vm: usize,
+        act: Act,
+        result: Result<(), Misfortune>,
+    },
+    Guest {
+        node: usize,
+        vm: usize,
+        machine: u64,
+        life: Life,
+    },
+    NodeStart {
+        node: usize,
+    },
     ServerStart,
-    WorkerStart { worker: usize },
+    WorkerStart {
+        worker: usize,
+    },
 }
 
 #[derive(Debug, Default)]

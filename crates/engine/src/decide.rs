@@ -51,6 +51,11 @@ enum Found {
     Failed(Failure),
 }
 
+fn removal_asked() -> Failure {
+    let message = "the VM is being removed; it can only be deleted".to_owned();
+    Failure { code: Code::WrongState, message, internal: None }
+}
+
 struct Run<'a> {
     plan: &'a Plan,
     deadlines: &'a Deadlines,
@@ -74,6 +79,12 @@ impl Run<'_> {
             return None;
         }
         if !self.out.record.entered {
+            if let Action::Want(want) = step.action
+                && self.revives(want)
+            {
+                self.fail(step, removal_asked());
+                return None;
+            }
             self.enter(step.name, self.deadlines.of(step.deadline));
             if let Action::Want(want) = step.action {
                 self.want(want);
@@ -175,7 +186,14 @@ impl Run<'_> {
             self.leave(before);
             return None;
         }
-        let back_to = if self.out.release { VmStatus::Deleted } else { self.out.record.status_before };
+        // Not `status_before` when an undo stopped what was broken or had exited: the node has reported that already,
+        // and will not say it again.
+        let stopped = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Stopped);
+        let back_to = match self.out.release {
+            true => VmStatus::Deleted,
+            false if stopped => VmStatus::Stopped,
+            false => self.out.record.status_before,
+        };
         self.set_status(back_to);
         self.finish(self.end_of_undo(), "error");
         None
@@ -237,6 +255,11 @@ impl Run<'_> {
         if status == Status::Done {
             self.set_status(self.plan.target);
         }
+        if self.removed() && !self.out.release {
+            // The node removed it while this operation held the VM, and will not say so again.
+            self.out.release = true;
+            self.set_status(VmStatus::Deleted);
+        }
         self.event(None, end);
     }
 
@@ -253,6 +276,19 @@ impl Run<'_> {
             None => self.plan.event(end),
         };
         self.out.events.push(EventOut { event_type, step, state: self.world.status });
+    }
+
+    /// The VM was to be removed, and it is.
+    fn removed(&self) -> bool {
+        let (Some(desired), Some(seen)) = (&self.world.desired, &self.world.observed) else { return false };
+        let obeyed = seen.phase == Phase::Absent && seen.generation >= desired.generation;
+        desired.run_state == RunState::Absent && obeyed
+    }
+
+    /// True when the VM was to be removed and now should live again: its node may have removed its disks already.
+    fn revives(&self, want: Want) -> bool {
+        let removed = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Absent);
+        removed && want.run_state != RunState::Absent
     }
 
     /// Writes desired state in a new generation, and the diff it makes.

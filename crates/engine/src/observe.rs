@@ -17,7 +17,9 @@ pub fn status_of(current: VmStatus, desired: &Desired, report: &VmReport) -> VmS
         (RunState::Running, Phase::Running) if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) => {
             VmStatus::Running
         }
-        (RunState::Running, Phase::Starting | Phase::Running) if current == VmStatus::Error => VmStatus::Error,
+        (RunState::Running, Phase::Starting | Phase::Running | Phase::Exited) if current == VmStatus::Error => {
+            VmStatus::Error
+        }
         (RunState::Running, Phase::Starting | Phase::Running) => VmStatus::Starting,
         (RunState::Running, Phase::Exited) => VmStatus::Exited,
         (RunState::Stopped, Phase::Stopped) => VmStatus::Stopped,
@@ -59,6 +61,8 @@ mod tests {
         assert_eq!(status(VmStatus::Starting, seen(Phase::Running, "done")), VmStatus::Running);
         assert_eq!(status(VmStatus::Error, seen(Phase::Running, "pre-launch")), VmStatus::Error);
         assert_eq!(status(VmStatus::Error, seen(Phase::Running, "done")), VmStatus::Running);
+        // Said again, the death that an operation failed of changes nothing.
+        assert_eq!(status(VmStatus::Error, seen(Phase::Exited, "booting")), VmStatus::Error);
         let newer = Desired { generation: 4, run_state: RunState::Stopped, boot_epoch: 1 };
         assert_eq!(status_of(VmStatus::Stopping, &newer, &seen(Phase::Stopped, "done")), VmStatus::Stopping);
     }

@@ -6,6 +6,7 @@ mod bench;
 use bench::{Bench, Fault};
 use holdfast_engine::{Action, Direction, Next, Plan, Undo, ops};
 use holdfast_model::error::Code;
+use holdfast_model::node::Phase;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{RunState, VmStatus};
 
@@ -113,6 +114,48 @@ fn a_cancel_before_the_pivot_undoes_and_after_it_does_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn an_undo_that_stops_a_broken_vm_leaves_it_stopped() {
+    for before in [VmStatus::Error, VmStatus::Exited] {
+        let mut bench = Bench::new(&ops::VM_POWER_ON);
+        bench.record.status_before = before;
+        bench.inject("start", Fault::Refuse);
+        bench.run();
+        assert_eq!(bench.record.status, Status::Failed);
+        assert_eq!(bench.world.status, VmStatus::Stopped, "as it is wanted and as it was seen");
+    }
+}
+
+#[test]
+fn what_is_to_be_removed_is_never_started_again() {
+    for plan in [&ops::VM_POWER_ON, &ops::VM_POWER_OFF, &ops::VM_RESTART] {
+        let mut bench = Bench::new(plan);
+        let desired = bench.world.desired.as_mut().expect("desired state");
+        (desired.run_state, bench.record.status_before) = (RunState::Absent, VmStatus::Error);
+        bench.run();
+        assert_eq!(bench.record.status, Status::Failed, "{}", plan.name);
+        assert_eq!(bench.record.failure.as_ref().map(|f| f.code), Some(Code::WrongState));
+        assert_eq!(bench.world.desired.as_ref().map(|d| (d.generation, d.run_state)), Some((7, RunState::Absent)));
+        assert_eq!(bench.world.status, VmStatus::Error);
+        assert!(!bench.released);
+    }
+    let mut bench = Bench::new(&ops::VM_DELETE);
+    bench.world.desired.as_mut().expect("desired state").run_state = RunState::Absent;
+    bench.run();
+    assert_eq!(bench.record.status, Status::Done, "a delete can be asked for again");
+}
+
+#[test]
+fn what_was_removed_while_an_operation_waited_its_turn_is_released_with_its_end() {
+    let mut bench = Bench::new(&ops::VM_RESTART);
+    bench.world.desired.as_mut().expect("desired state").run_state = RunState::Absent;
+    bench.world.observed.as_mut().expect("a report").phase = Phase::Absent;
+    bench.run();
+    assert_eq!(bench.record.status, Status::Failed);
+    assert!(bench.released, "nobody else gives it back");
+    assert_eq!(bench.world.status, VmStatus::Deleted);
 }
 
 #[test]
