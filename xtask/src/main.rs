@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod bench;
+mod crash;
 mod deny;
 mod interrupt;
 mod packages;
@@ -23,6 +24,7 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 cargo xtask up [--once] [--port N] [--data-dir D]   a cloud on this machine, with a sample app in it
 cargo xtask test [PART...]                          everything that is checked; names of parts choose some
+cargo xtask crash [--plan P [--point X --hit N]]    the server stopped dead at every commit and effect, and checked
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
 cargo xtask openapi                                 writes openapi/*.json from the code";
 
@@ -42,6 +44,7 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["up", rest @ ..] => up::run(up::Options::parse(rest)?),
         ["test", rest @ ..] => test::run(rest),
+        ["crash", rest @ ..] => crash::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
         ["openapi"] => artifacts::openapi(),
         [] | ["help" | "--help" | "-h"] => {

@@ -1,0 +1,147 @@
+//! The plans that are crashed: what each needs before it, what is asked, and how it must end whatever happens.
+//!
+//! The one rule: every plan of the engine is here, and those that can be undone a second time as undone.
+
+use holdfast_e2e::cloud::{COMPOSE, Cloud, SOON, step_state};
+use holdfast_e2e::truth;
+use holdfast_harness::client::Answer;
+use holdfast_harness::{operation, until};
+use serde_json::{Value, json};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// For `--plan`.
+    pub name: &'static str,
+    pub operation_type: &'static str,
+    /// A point of the node whose act fails, so that the plan is undone.
+    pub fails: Option<&'static str>,
+    /// Status of the operation when it is over, and of the CVM then.
+    pub ends: (&'static str, &'static str),
+    /// How often it raises the boot epoch.
+    pub epochs: i64,
+    pub qemu: bool,
+    /// A cancel follows as soon as the node is at work, before the pivot.
+    pub cancelled: bool,
+}
+
+/// What the client was answered: status codes, none where there was no answer.
+#[derive(Debug, Default)]
+pub struct Answered {
+    pub request: Option<u16>,
+    pub cancel: Option<u16>,
+}
+
+const fn plan(name: &'static str, operation_type: &'static str, cvm: &'static str, epochs: i64) -> Plan {
+    Plan { name, operation_type, fails: None, ends: ("done", cvm), epochs, qemu: false, cancelled: false }
+}
+
+const fn undone(plan: Plan, name: &'static str, fails: &'static str, cvm: &'static str) -> Plan {
+    Plan { name, fails: Some(fails), ends: ("failed", cvm), ..plan }
+}
+
+const CREATE: Plan = plan("create", "create", "running", 1);
+const POWER_ON: Plan = plan("power_on", "power_on", "running", 1);
+const DELETE: Plan = plan("delete", "delete", "deleted", 0);
+
+pub const ALL: [Plan; 11] = [
+    CREATE,
+    undone(CREATE, "create_undone_at_prepare", "prepare", "deleted"),
+    undone(CREATE, "create_undone_at_start", "start", "deleted"),
+    Plan { name: "create_cancelled", cancelled: true, ends: ("cancelled", "deleted"), ..CREATE },
+    POWER_ON,
+    undone(POWER_ON, "power_on_undone", "start", "stopped"),
+    plan("power_off", "power_off", "stopped", 0),
+    plan("restart", "restart", "running", 1),
+    DELETE,
+    Plan { name: "qemu_create", qemu: true, ..CREATE },
+    Plan { name: "qemu_delete", qemu: true, ..DELETE },
+];
+
+/// What a plan is run on.
+pub struct Target {
+    pub name: String,
+    /// Known before the request, except for a create.
+    pub cvm: Option<String>,
+    provisioned: Value,
+}
+
+impl Plan {
+    /// What is deployed. Real guests run a script: where they are crashed, containers make no difference but take long.
+    fn app(&self) -> Value {
+        if !self.qemu {
+            return json!({});
+        }
+        let script = json!({ "name": "", "runner": "bash", "bash_script": "sleep infinity", "public_logs": true });
+        json!({ "compose_file": script })
+    }
+
+    /// A server of its own: `None` for the plans that share one.
+    pub fn own_server(&self) -> Option<&'static str> {
+        (self.qemu || self.cancelled).then_some(self.name)
+    }
+
+    /// How long each step of a simulated VM takes.
+    pub fn step_ms(&self) -> &'static str {
+        if self.cancelled { "80" } else { "4" }
+    }
+
+    /// A real guest that is only there to be deleted need not have come up.
+    pub fn deletes_half_booted(&self) -> bool {
+        self.qemu && self.operation_type == "delete"
+    }
+
+    /// Brings the cloud to where the plan can begin.
+    pub fn set_up(&self, cloud: &Cloud, name: &str) -> Target {
+        let mut target = Target { name: name.to_owned(), cvm: None, provisioned: Value::Null };
+        if self.operation_type == "create" {
+            let answer = cloud.client.provision(name, COMPOSE, &self.app()).and_then(Answer::ok);
+            target.provisioned = answer.expect("provisioned");
+            return target;
+        }
+        let cvm = cloud.client.deploy(name, COMPOSE, &self.app()).expect("deployed");
+        let create = operation::newest(&cloud.client, &cvm).expect("an operation");
+        let over = cloud.over(create["id"].as_str().expect("an id"), SOON);
+        assert_eq!(over["status"], if self.deletes_half_booted() { "failed" } else { "done" }, "{over:#}");
+        if self.operation_type == "power_on" {
+            let stop = cloud.power(&cvm, "stop");
+            cloud.done(&stop, SOON);
+        }
+        target.cvm = Some(cvm);
+        target
+    }
+
+    /// What a user does: the one request that starts the plan, and the cancel if there is one.
+    pub fn run(&self, cloud: &Cloud, target: &Target) -> Answered {
+        let request = self.request(cloud, target);
+        let mut answered = Answered { request: request.as_ref().map(|a| a.status), cancel: None };
+        if self.cancelled
+            && let Some(cvm) = request.as_ref().and_then(|a| a.json()["vm_uuid"].as_str().map(str::to_owned))
+            && let Some(id) = truth::operations_of(cloud, &cvm, self.operation_type).first()
+        {
+            // At work on the node, long before the pivot; or the server has died.
+            let at_work = until(SOON, "the node prepares", || {
+                let operation = operation::by_id(&cloud.client, id)?;
+                Ok((step_state(&operation, "prepare") != "pending").then_some(()))
+            });
+            if at_work.is_err() {
+                return answered;
+            }
+            let cancel = cloud.client.post(&format!("/holdfast/v1/operations/{id}/cancel"), None);
+            answered.cancel = cancel.ok().map(|a| a.status);
+        }
+        answered
+    }
+
+    fn request(&self, cloud: &Cloud, target: &Target) -> Option<Answer> {
+        let cvm = target.cvm.as_deref().unwrap_or_default();
+        let path = format!("/api/v1/cvms/{cvm}");
+        let answer = match self.operation_type {
+            "create" => cloud.client.commit(&target.provisioned, None),
+            "power_on" => cloud.client.post(&format!("{path}/start"), None),
+            "power_off" => cloud.client.post(&format!("{path}/stop"), None),
+            "restart" => cloud.client.post(&format!("{path}/restart"), None),
+            _ => cloud.client.delete(&path),
+        };
+        answer.ok()
+    }
+}
