@@ -14,12 +14,15 @@ use crate::world::{Event, SECOND, World};
 /// How long the server keeps a question for news open.
 const LONGEST_POLL: u64 = 25 * SECOND;
 
+/// The newest reports of some VMs.
+pub type Batch = Arc<BTreeMap<usize, Arc<VmReport>>>;
+
 /// Node to server.
 #[derive(Debug, Clone)]
 pub enum Call {
     Register { session: u64, id: u64 },
     Desired { session: u64, id: u64, since: u64 },
-    Report { session: u64, id: u64, seq: u64, vms: Arc<BTreeMap<usize, Arc<VmReport>>> },
+    Report { session: u64, id: u64, seq: u64, vms: Batch },
 }
 
 /// Server to node, about the call `id`.

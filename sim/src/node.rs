@@ -13,7 +13,7 @@ use holdfast_node::record::Record;
 use uuid::Uuid;
 
 use crate::broken::Broken;
-use crate::net::{Answer, Call};
+use crate::net::{Answer, Batch, Call};
 use crate::store::Row;
 use crate::task::{Task, absent};
 use crate::world::{Event, SECOND, World};
@@ -43,13 +43,14 @@ pub struct Node {
     /// Answers to calls before this one are of a connection that is gone.
     registered: Option<u64>,
     asked: Option<u64>,
-    reporting: Option<(u64, Arc<BTreeMap<usize, Arc<VmReport>>>)>,
+    reporting: Option<(u64, Batch)>,
     seq: u64,
 }
 
 impl Node {
+    /// The server has acknowledged the newest report of every VM.
     pub fn all_said(&self) -> bool {
-        self.up && self.dirty.is_empty() && self.reporting.is_none()
+        self.up && self.dirty.is_empty() && self.reporting.as_ref().is_none_or(|(_, batch)| batch.is_empty())
     }
 }
 
@@ -117,7 +118,7 @@ impl World {
         }
         let dirty = std::mem::take(&mut state.dirty);
         let batch = dirty.into_iter().filter_map(|vm| Some((vm, state.entries.get(&vm)?.clone())));
-        let vms: Arc<BTreeMap<_, _>> = Arc::new(batch.collect());
+        let vms: Batch = Arc::new(batch.collect());
         state.seq += 1;
         let (seq, sent) = (state.seq, vms.clone());
         let id = self.node_call(node, 10 * SECOND, |session, id| Call::Report { session, id, seq, vms });

@@ -314,7 +314,7 @@ impl World {
         match crate::check::unsettled(self) {
             None => self.finished = true,
             Some(why) if self.now > self.healed_at + SETTLE => self.fail(format!("liveness: {why}")),
-            Some(_) => self.after(30 * SECOND, Event::Settled),
+            Some(_) => self.after(31 * SECOND, Event::Settled),
         }
     }
 }
