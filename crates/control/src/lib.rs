@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod clock;
 pub mod deploy;
 pub mod events;
+pub mod export;
 pub mod history;
 pub mod identity;
 pub mod logs;

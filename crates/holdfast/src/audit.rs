@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::client::block_on;
 use crate::serve::open_error;
-use crate::{Common, load, refused};
+use crate::{Common, export, load, refused};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -33,6 +33,9 @@ pub struct Verify {
     /// The database itself: a path, or sqlite://PATH
     #[arg(long, value_name = "URL", conflicts_with = "data_dir")]
     database_url: Option<String>,
+    /// A file of `holdfast ops export`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data_dir", "database_url", "head"])]
+    export: Option<PathBuf>,
     /// Check signatures with this key, not with the one that the database names
     #[arg(long, value_name = "HEX")]
     public_key: Option<String>,
@@ -46,11 +49,16 @@ pub struct Verify {
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Verify(options) => {
-            let file = database(&options)?;
             let known = known(&options)?;
+            if let Some(file) = &options.export {
+                let report = export::verify(file, known.public_key)?;
+                print(&report, options.json, known.public_key.is_some());
+                return Ok(ExitCode::from(u8::from(report.problem.is_some())));
+            }
+            let file = database(&options)?;
             let report = block_on(async {
                 let ledger = Ledger::open(&file).await.map_err(open_error)?;
-                Ok(ledger.verify(&known).await?)
+                Ok(Verdict::of(ledger.verify(&known).await?))
             })?;
             print(&report, options.json, known.public_key.is_some());
             Ok(ExitCode::from(u8::from(report.problem.is_some())))
@@ -63,6 +71,33 @@ pub fn run(command: Command) -> Result<ExitCode> {
             })?;
             println!("{}", key.ok_or_else(|| refused("the database names no public key; start the server once"))?);
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// What both kinds of check say.
+pub struct Verdict {
+    pub problem: Option<Problem>,
+    pub events: i64,
+    pub unsealed: i64,
+    pub checkpoints: u64,
+    /// `POSITION:HASH` of the newest checkpoint.
+    pub head: String,
+    /// Microseconds since 1970; 0 when nothing is sealed.
+    pub sealed_at: i64,
+    pub public_key: String,
+}
+
+impl Verdict {
+    fn of(report: Report) -> Self {
+        Self {
+            problem: report.problem,
+            events: report.sealed,
+            unsealed: report.unsealed,
+            checkpoints: report.checkpoints,
+            head: format!("{}:{}", report.sealed, report.hash),
+            sealed_at: report.sealed_at,
+            public_key: report.public_key,
         }
     }
 }
@@ -96,23 +131,23 @@ fn known(options: &Verify) -> Result<Known> {
     Ok(Known { public_key, head })
 }
 
-fn print(report: &Report, as_json: bool, key_given: bool) {
+fn print(report: &Verdict, as_json: bool, key_given: bool) {
     if as_json {
         let problem = report
             .problem
             .as_ref()
             .map(|p| json!({ "position": p.position, "operation_id": p.operation, "seq": p.seq, "message": p.what }));
-        let sealed_at = (report.sealed_at > 0).then(|| Timestamp(report.sealed_at));
+        let sealed_at = (report.sealed_at > 0).then_some(Timestamp(report.sealed_at));
         println!(
             "{}",
             json!({
                 "holds": report.problem.is_none(),
                 "problem": problem,
-                "sealed_events": report.sealed,
+                "sealed_events": report.events,
                 "sealed_at": sealed_at,
                 "unsealed_events": report.unsealed,
                 "checkpoints": report.checkpoints,
-                "head": format!("{}:{}", report.sealed, report.hash),
+                "head": report.head,
                 "public_key": report.public_key,
                 "public_key_given": key_given,
             })
@@ -120,12 +155,12 @@ fn print(report: &Report, as_json: bool, key_given: bool) {
         return;
     }
     match &report.problem {
-        None => println!("The chain holds: {} events under {} checkpoints.", report.sealed, report.checkpoints),
+        None => println!("The chain holds: {} events under {} checkpoints.", report.events, report.checkpoints),
         Some(problem) => println!("The chain does not hold. First problem: {}.", describe(problem)),
     }
     println!("  not sealed yet  {}", report.unsealed);
-    println!("  head            {}:{}", report.sealed, report.hash);
-    let source = if key_given { "as given" } else { "as the database says; compare it with the one you kept" };
+    println!("  head            {}", report.head);
+    let source = if key_given { "as given" } else { "as it says itself; compare it with the one you kept" };
     println!("  public key      {} ({source})", report.public_key);
 }
 
@@ -136,5 +171,8 @@ fn describe(problem: &Problem) -> String {
         problem.seq.map(|seq| format!("event {seq}")),
     ];
     let place: Vec<String> = parts.into_iter().flatten().collect();
+    if place.is_empty() {
+        return problem.what.clone();
+    }
     format!("{}: {}", place.join(", "), problem.what)
 }

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::{Common, load, refused};
 
+/// A file may take this long.
+const DOWNLOAD: Duration = Duration::from_secs(3600);
+
 pub struct Client {
     http: reqwest::Client,
     url: String,
@@ -49,6 +52,20 @@ impl Client {
         self.send(Method::POST, path).await
     }
 
+    /// Reads a path whose answer is a file, in pieces.
+    pub async fn download(&self, path: &str, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<()> {
+        let url = format!("{}/holdfast/v1{path}", self.url);
+        let answer = self.http.get(&url).timeout(DOWNLOAD).header("X-API-Key", &self.key).send().await;
+        let mut answer = answer.with_context(|| format!("cannot reach {}", self.url))?;
+        if !answer.status().is_success() {
+            return Err(said(&answer.json().await.unwrap_or_default()));
+        }
+        while let Some(piece) = answer.chunk().await.context("the answer ended early")? {
+            take(&piece).context("cannot write the file")?;
+        }
+        Ok(())
+    }
+
     async fn send(&self, method: Method, path: &str) -> Result<Value> {
         let url = format!("{}/holdfast/v1{path}", self.url);
         let answer = self.http.request(method, &url).header("X-API-Key", &self.key).send().await;
@@ -59,10 +76,15 @@ impl Client {
         if status.is_success() {
             return Ok(body);
         }
-        let error = &body["error"];
-        let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-        anyhow::bail!("{} {} {}", text("code"), text("message"), text("hint"))
+        Err(said(&body))
     }
+}
+
+/// What the server said was wrong.
+fn said(body: &Value) -> anyhow::Error {
+    let error = &body["error"];
+    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+    anyhow::anyhow!("{} {} {}", text("code"), text("message"), text("hint"))
 }
 
 /// Runs a command's requests.

@@ -9,6 +9,7 @@ mod admin;
 mod audit;
 mod client;
 mod config;
+mod export;
 mod image;
 mod node;
 mod nodes;

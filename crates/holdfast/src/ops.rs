@@ -65,6 +65,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write operations with their events to a file that `audit verify --export` checks
+    Export(crate::export::Options),
     /// Follow one operation to its end; exits 0 when done, 1 when failed, 3 when cancelled
     Watch {
         id: String,
@@ -95,6 +97,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Export(options) => crate::export::run(options),
         Command::Show { id, common, json } => {
             let client = Client::new(&common)?;
             let operation = block_on(client.get(&path_of(&id)?))?;

@@ -266,12 +266,12 @@ async fn operations(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Ha
 }
 
 /// Columns as text: what is hashed does not depend on how a database keeps numbers.
-fn columns(table: &str, names: &[&str]) -> String {
+pub(crate) fn columns(table: &str, names: &[&str]) -> String {
     let casts: Vec<String> = names.iter().map(|name| format!("CAST({table}{name} AS TEXT)")).collect();
     casts.join(", ")
 }
 
 /// A value as text. Bytes that are no text were not written by us, and are like nothing that was.
-fn text(row: &SqliteRow, index: usize) -> Value {
+pub(crate) fn text(row: &SqliteRow, index: usize) -> Value {
     row.try_get_unchecked::<Option<String>, _>(index).unwrap_or_else(|_| Some("\u{fffd}".to_owned()))
 }

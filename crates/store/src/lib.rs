@@ -13,6 +13,7 @@ pub mod apps;
 pub mod audit;
 pub mod chain;
 pub mod desired;
+pub mod export;
 pub mod feed;
 pub mod history;
 pub mod idempotency;

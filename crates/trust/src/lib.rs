@@ -9,6 +9,7 @@
 pub mod address;
 pub mod chain;
 pub mod env;
+pub mod export;
 pub mod kms;
 pub mod token;
 pub mod walk;

@@ -1,5 +1,6 @@
 //! Our own surface: what neither contract has.
 
+mod export;
 mod interventions;
 mod logs;
 mod nodes;
@@ -34,6 +35,7 @@ impl Modify for Security {
 pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(operations::list))
+        .routes(routes!(export::export))
         .routes(routes!(operations::get))
         .routes(routes!(interventions::cancel))
         .routes(routes!(interventions::retry))

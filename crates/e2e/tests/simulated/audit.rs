@@ -37,6 +37,33 @@ fn sql(data: &Path, statement: &str) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work);
 }
 
+fn export(cloud: &Cloud, folder: &str, key: &str) {
+    let file = cloud.folder.path().join("operations.ndjson.gz");
+    let path = file.to_str().expect("a path in UTF-8");
+    let out = |more: &[&str]| holdfast(&[&["ops", "export", "--data-dir", folder, "--out", path], more].concat());
+    assert_eq!(out(&[]).status.code(), Some(0));
+    let (code, report) = verify(&["--export", path, "--public-key", key]);
+    assert_eq!((code, &report["holds"], &report["unsealed_events"]), (0, &true.into(), &0.into()), "{report}");
+    assert!(report["sealed_events"].as_i64() >= Some(8), "{report}");
+    let (code, _) = verify(&["--export", path, "--public-key", &format!("58{}", "66".repeat(31))]);
+    assert_ne!(code, 0, "another key");
+    // Half a file is no file; nor is one with a changed byte.
+    let whole = std::fs::read(&file).expect("the export");
+    let mut changed = whole.clone();
+    let middle = changed.len() / 2;
+    changed[middle] ^= 1;
+    for bytes in [&whole[..middle], &changed] {
+        std::fs::write(&file, bytes).expect("written");
+        assert_eq!(verify(&["--export", path]).0, 1);
+    }
+    // None were accepted then: an empty export is whole too.
+    assert_eq!(out(&["--until", "2001-01-01T00:00:00Z"]).status.code(), Some(0));
+    let (code, report) = verify(&["--export", path]);
+    assert_eq!((code, &report["sealed_events"]), (0, &0.into()), "{report}");
+    assert_eq!(out(&["--since", "yesterday"]).status.code(), Some(1));
+    assert!(!std::path::Path::new(&format!("{path}.part")).exists());
+}
+
 #[test]
 fn what_is_done_is_sealed_and_what_is_changed_is_named() {
     let mut cloud = Cloud::simulated(1);
@@ -55,6 +82,8 @@ fn what_is_done_is_sealed_and_what_is_changed_is_named() {
     let key = holdfast(&["audit", "public-key", "--data-dir", &folder]);
     let key = String::from_utf8(key.stdout).expect("hex").trim().to_owned();
     assert_eq!(sealed["public_key"].as_str(), Some(key.as_str()));
+
+    export(&cloud, &folder, &key);
 
     // More happens; the server is stopped, even killed; the chain holds and still has its old head.
     cloud.deleted(&cvm);
