@@ -11,6 +11,7 @@ mod deny;
 mod interrupt;
 mod packages;
 mod parts;
+mod sim;
 mod test;
 mod timeline;
 mod ui;
@@ -25,6 +26,7 @@ const USAGE: &str = "\
 cargo xtask up [--once] [--port N] [--data-dir D]   a cloud on this machine, with a sample app in it
 cargo xtask test [PART...]                          everything that is checked; names of parts choose some
 cargo xtask crash [--plan P [--point X --hit N]]    the server stopped dead at every commit and effect, and checked
+cargo xtask sim --seeds N | --seed S                engine, nodes and faults, simulated; --seed replays one
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
 cargo xtask openapi                                 writes openapi/*.json from the code";
 
@@ -45,6 +47,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["up", rest @ ..] => up::run(up::Options::parse(rest)?),
         ["test", rest @ ..] => test::run(rest),
         ["crash", rest @ ..] => crash::run(rest),
+        ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
         ["openapi"] => artifacts::openapi(),
         [] | ["help" | "--help" | "-h"] => {

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::artifacts::{self, Build, cargo};
 use crate::parts::{Outcome, Parts};
-use crate::{deny, packages, root, ui};
+use crate::{deny, packages, root, sim, ui};
 
 /// Name, what it checks. In the order in which they run: what fails fast comes first.
 const PARTS: &[(&str, &str)] = &[
@@ -20,6 +20,7 @@ const PARTS: &[(&str, &str)] = &[
     ("deny", "licences, bans and sources of all dependencies"),
     ("advisories", "no dependency has a known hole"),
     ("unit", "unit, property and API tests, and the OpenAPI documents"),
+    ("sim", "the invariants of operations, in 2,000 simulated runs full of faults"),
     ("simulated", "crashes, bad input and restarts, with simulated VMs"),
     ("real", "the official command line against real VMs"),
     ("up", "what a newcomer's first command does"),
@@ -57,6 +58,10 @@ pub fn run(words: &[&str]) -> Result<()> {
                 // Some of them boot the guest image.
                 product.binary()?;
                 unit(filter)
+            }
+            "sim" => {
+                sim::run(&["--seeds", sim::SEEDS])?;
+                Ok(Outcome::Passed)
             }
             "simulated" => end_to_end("simulated", filter, product.binary()?),
             "real" => {
