@@ -8,8 +8,12 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 static FOLDER: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| std::env::var_os("HOLDFAST_FAILPOINTS").filter(|v| !v.is_empty()).map(PathBuf::from));
+/// Who started this process, as of the first point, which comes by long before anybody dies.
+static PARENT: LazyLock<Option<Pid>> = LazyLock::new(rustix::process::getppid);
 static COUNTS: LazyLock<Mutex<Counts>> = LazyLock::new(Mutex::default);
 
 #[derive(Default)]
@@ -20,6 +24,10 @@ struct Counts {
 
 pub fn hit(point: &str) {
     let Some(folder) = &*FOLDER else { return };
+    if rustix::process::getppid() != *PARENT {
+        // The test was interrupted: nobody waits for this server any more.
+        die();
+    }
     let mut counts = COUNTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let armed = fs::read_to_string(folder.join("armed")).unwrap_or_default();
     if armed != counts.armed {
@@ -43,7 +51,7 @@ pub fn hit(point: &str) {
     }
 }
 
-/// As `kill -9`: no destructor, no flush, no signal handler. The lock is held, so that no other point is passed.
+/// As `kill -9`: no destructor, no flush, no signal handler. Whoever counts holds the lock, so that no other point is passed.
 fn die() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::abort()

@@ -18,7 +18,7 @@ use crate::chain::{Case, Chain};
 use crate::plans::Plan;
 
 /// Cases that run at a time. They mostly wait.
-const PARALLEL: usize = 4;
+const PARALLEL: usize = 6;
 /// A plan does not come by every point as often each time: reports are gathered. More misses than this share fail.
 const MISSES: f64 = 0.15;
 /// Hits of one point that are crashed with real guests.
