@@ -3,7 +3,7 @@
 //! The one rule: one snapshot. Everything is read as of the moment the check began, so a server that goes on sealing
 //! cannot make it say anything wrong.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_model::error::Error;
@@ -19,7 +19,12 @@ use crate::{MIGRATIONS, OpenError, fault};
 
 /// A database opened to be read only.
 #[derive(Debug, Clone)]
-pub struct Ledger(SqlitePool);
+pub struct Ledger {
+    pool: SqlitePool,
+    file: PathBuf,
+    /// Nobody had it open: it is read without making the files that users of a database share.
+    at_rest: bool,
+}
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,15 +101,9 @@ impl Ledger {
         if !file.is_file() {
             return Err(failed(&"there is no such file"));
         }
+        let at_rest = !in_use(file);
         let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(Duration::from_secs(5));
-        let pool = match connect(options.clone()).await {
-            Ok(pool) => pool,
-            // A folder that cannot be written to, of a server that was stopped: there is no log to read.
-            Err(_) if !Path::new(&format!("{}-wal", file.display())).exists() => {
-                connect(options.immutable(true)).await.map_err(|e| failed(&e))?
-            }
-            Err(e) => return Err(failed(&e)),
-        };
+        let pool = connect(options.immutable(at_rest)).await.map_err(|e| failed(&e))?;
         let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
             .fetch_one(&pool)
             .await
@@ -115,19 +114,29 @@ impl Ledger {
             _ if newest != own => {
                 Err(failed(&"its schema is of an older version; start the server of this version on it once"))
             }
-            _ => Ok(Self(pool)),
+            _ => Ok(Self { pool, file: file.to_owned(), at_rest }),
         }
     }
 
     /// The public key that the database names.
     pub async fn public_key(&self) -> Result<Option<String>, Error> {
-        let mut connection = self.0.acquire().await.map_err(fault)?;
+        let mut connection = self.pool.acquire().await.map_err(fault)?;
         public_key(&mut connection).await
     }
 
     /// Follows the chain from its beginning to the last checkpoint.
     pub async fn verify(&self, known: &Known) -> Result<Report, Error> {
-        let mut snapshot = self.0.begin().await.map_err(fault)?;
+        let report = self.verify_once(known).await;
+        if self.at_rest && in_use(&self.file) {
+            // A server started meanwhile, so that was no snapshot.
+            let again = Self::open(&self.file).await.map_err(Error::internal)?;
+            return again.verify_once(known).await;
+        }
+        report
+    }
+
+    async fn verify_once(&self, known: &Known) -> Result<Report, Error> {
+        let mut snapshot = self.pool.begin().await.map_err(fault)?;
         let named = public_key(&mut snapshot).await?.unwrap_or_default();
         let key = known.public_key.or_else(|| PublicKey::parse(&named).ok());
         let mut report = Report {
@@ -160,6 +169,11 @@ impl Ledger {
         .unwrap_or_default();
         Ok(report)
     }
+}
+
+/// A database in use has a log beside it, which may hold what the file does not have yet.
+fn in_use(file: &Path) -> bool {
+    Path::new(&format!("{}-wal", file.display())).exists()
 }
 
 async fn connect(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {

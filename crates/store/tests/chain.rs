@@ -132,6 +132,9 @@ async fn a_chain_holds_while_the_server_runs_and_after_it_stopped() {
     world.store.close().await;
     let stopped = check(&file, &Known { head: head.clone(), ..Known::default() }).await;
     assert_eq!((stopped.problem, stopped.sealed, stopped.unsealed), (None, events + 1, 0));
+    let left: Vec<_> =
+        std::fs::read_dir(world.folder.path()).expect("the folder").flatten().map(|f| f.file_name()).collect();
+    assert_eq!(left, ["holdfast.db"], "a check leaves nothing behind");
 
     // Another key's signatures are not these; another chain is not this one.
     let other = SealKey::from_seed(&[4; 32]).public();
