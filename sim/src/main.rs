@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 use holdfast_sim::{Options, Tally, run};
 
-const USAGE: &str = "holdfast-sim --seeds N   runs seeds 0 to N-1\nholdfast-sim --seed S    replays one with its trace";
+const USAGE: &str = "\
+holdfast-sim --seeds N [--seed S]   runs N seeds, from S on
+holdfast-sim --seed S               replays one with its trace";
 /// Lines of the trace that are shown of a seed that failed.
 const LAST: usize = 40;
 
@@ -19,8 +21,8 @@ fn main() -> ExitCode {
         words.get(at + 1)?.parse::<u64>().ok()
     };
     match (number("--seed"), number("--seeds")) {
-        (Some(seed), _) => replay(seed),
-        (None, Some(seeds)) => sweep(seeds),
+        (Some(seed), None) => replay(seed),
+        (first, Some(seeds)) => sweep(first.unwrap_or(0), seeds),
         (None, None) => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -43,9 +45,9 @@ fn replay(seed: u64) -> ExitCode {
     }
 }
 
-fn sweep(seeds: u64) -> ExitCode {
+fn sweep(first: u64, seeds: u64) -> ExitCode {
     let (mut events, mut tally) = (0, Tally::default());
-    for seed in 0..seeds {
+    for seed in first..first.saturating_add(seeds) {
         let outcome = run(seed, &Options::default());
         events += outcome.events;
         tally.add(outcome.tally);

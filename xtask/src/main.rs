@@ -26,7 +26,7 @@ const USAGE: &str = "\
 cargo xtask up [--once] [--port N] [--data-dir D]   a cloud on this machine, with a sample app in it
 cargo xtask test [PART...]                          everything that is checked; names of parts choose some
 cargo xtask crash [--plan P [--point X --hit N]]    the server stopped dead at every commit and effect, and checked
-cargo xtask sim --seeds N | --seed S                engine, nodes and faults, simulated; --seed replays one
+cargo xtask sim [--seeds N] [--seed S]              engine, nodes and faults, simulated; --seed alone replays
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
 cargo xtask openapi                                 writes openapi/*.json from the code";
 

@@ -15,7 +15,9 @@ pub fn run(words: &[&str]) -> Result<()> {
         ["--seeds" | "--seed", number] if number.parse::<u64>().is_ok() => {}
         ["--seeds", seeds, "--seed", seed] | ["--seed", seed, "--seeds", seeds]
             if seeds.parse::<u64>().is_ok() && seed.parse::<u64>().is_ok() => {}
-        _ => bail!("cargo xtask sim --seeds N, or --seed S to replay one with its trace"),
+        _ => bail!(
+            "cargo xtask sim --seeds N [--seed S] runs N seeds from S on; --seed S alone replays one with its trace"
+        ),
     }
     let mut command = cargo(&["run", "--quiet", "--release", "--package", "holdfast-sim", "--"]);
     ui::run_loudly("holdfast-sim", command.args(words))
