@@ -17,7 +17,8 @@ const NAME: &str = "greeter";
 pub fn answer(cloud: &Cloud, cvm: &str) -> String {
     let url = cloud.client.app_urls(cvm).expect("the CVM has a detail");
     let url = url.first().expect("the app publishes a port");
-    let answer = until(Duration::from_secs(60), &format!("{url} answers"), || {
+    // As long as a boot may take: after a restart of the host a status of before it may still be shown.
+    let answer = until(BOOT, &format!("{url} answers"), || {
         Ok(cloud.client.send("GET", url, &[], None).ok().filter(|a| a.status == 200))
     });
     answer.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40))).text
