@@ -287,7 +287,8 @@ impl Store {
     /// A new session of a node.
     pub fn register(&mut self, node: usize, session: u64, now: Timestamp) {
         let home = &mut self.homes[node];
-        (home.session, home.report_seq, home.last_seen) = (session, 0, now);
+        let report_seq = if home.session == session { home.report_seq } else { 0 };
+        (home.session, home.report_seq, home.last_seen) = (session, report_seq, now);
     }
 
     /// Everything of the node that is newer than `since`.

@@ -7,6 +7,7 @@ use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{StopMode, VmStatus};
 use holdfast_store::Store;
 use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::desired::vm_is_leaving;
 use holdfast_store::history::Operation;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::interventions::operation_link_retry;
@@ -153,6 +154,10 @@ impl Control {
         if vm.in_progress() {
             let running = vm.operation_type.as_deref().unwrap_or("operation");
             return Err(Error::new(Code::Busy, format!("A {running} of \"{}\" is running.", vm.name)));
+        }
+        if plan.target != VmStatus::Deleted && vm_is_leaving(&mut tx, vm_id).await? {
+            let message = format!("\"{}\" is being removed; it can only be deleted.", vm.name);
+            return Err(Error::new(Code::WrongState, message));
         }
         if !allowed.contains(&status) {
             let words: Vec<_> = allowed.iter().map(|s| s.as_str()).collect();

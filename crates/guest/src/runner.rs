@@ -114,29 +114,45 @@ pub fn load_images() -> Result<(), String> {
     fs::write(LOADED, sums).map_err(|e| format!("{LOADED}: {e}"))
 }
 
+/// How often compose is asked before its failure is the boot's: a registry may be slow to answer, and after a guest that
+/// ended hard docker may still be clearing away what ran.
+const COMPOSE_TRIES: u32 = 3;
+
 /// `docker compose up`. The error holds its last words.
 pub fn compose_up(app: &AppCompose, env: &Env) -> Result<(), String> {
     let yaml = app.docker_compose_file.as_deref().ok_or("the app has no docker_compose_file")?;
     let ports = published_ports(yaml).map_err(|e| e.message)?;
     let write = |name: &str, text: &str| fs::write(Path::new(APP).join(name), text).map_err(|e| format!("{name}: {e}"));
     write("docker-compose.yaml", yaml)?;
-    let mut compose = app_command("docker-compose", env);
-    compose.args(["--ansi", "never", "--progress", "plain", "-p", &project_name(&app.name)]);
-    compose.args(["--env-file", ENV_FILE, "-f", "docker-compose.yaml"]);
-    if let Some(text) = implicit_ports(&ports) {
-        write(".holdfast-ports.yaml", &text)?;
-        compose.args(["-f", ".holdfast-ports.yaml"]);
+    let implicit = implicit_ports(&ports);
+    if let Some(text) = &implicit {
+        write(".holdfast-ports.yaml", text)?;
     }
-    compose.args(["up", "-d", "--remove-orphans"]);
-    // It lives for seconds: collecting garbage would only make them longer.
-    compose.env("GOGC", "off").env("GOMEMLIMIT", "200MiB");
-    let tail = Arc::new(Tail::new(64 * 1024));
-    let code = process::run(&mut compose, &tail).map_err(|e| e.to_string())?;
-    tail.settle(Duration::from_millis(200));
-    match code {
-        0 => Ok(()),
-        code => Err(format!("docker compose up ended with {code}.\n{}", tail.last_lines(15))),
+    let mut pause = Duration::from_secs(1);
+    for attempt in 1.. {
+        let mut compose = app_command("docker-compose", env);
+        compose.args(["--ansi", "never", "--progress", "plain", "-p", &project_name(&app.name)]);
+        compose.args(["--env-file", ENV_FILE, "-f", "docker-compose.yaml"]);
+        if implicit.is_some() {
+            compose.args(["-f", ".holdfast-ports.yaml"]);
+        }
+        compose.args(["up", "-d", "--remove-orphans"]);
+        // It lives for seconds: collecting garbage would only make them longer.
+        compose.env("GOGC", "off").env("GOMEMLIMIT", "200MiB");
+        let tail = Arc::new(Tail::new(64 * 1024));
+        let code = process::run(&mut compose, &tail).map_err(|e| e.to_string())?;
+        tail.settle(Duration::from_millis(200));
+        if code == 0 {
+            return Ok(());
+        }
+        if attempt == COMPOSE_TRIES {
+            return Err(format!("docker compose up ended with {code}.\n{}", tail.last_lines(15)));
+        }
+        init::console(&format!("docker compose up ended with {code}; trying again"));
+        thread::sleep(pause);
+        pause *= 4;
     }
+    Ok(())
 }
 
 /// A compose file that gives the ports without a published number the one that the control plane forwards to.

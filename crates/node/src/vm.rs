@@ -89,7 +89,8 @@ impl Vm {
         self.recover().await;
         loop {
             self.take_news();
-            if self.unsaved {
+            // What is gone leaves no file behind, whatever was said of it meanwhile.
+            if self.unsaved && !self.local.gone {
                 match self.save(Save::Desired).await {
                     Ok(()) => {
                         self.unsaved = false;

@@ -164,6 +164,11 @@ pub(crate) async fn desired_of(tx: &mut Tx, vm_id: i64) -> Result<Option<Desired
     .transpose()
 }
 
+/// True when the VM was asked to go and has not gone yet: nothing but another delete can be asked of it.
+pub async fn vm_is_leaving(tx: &mut Tx, vm_id: i64) -> Result<bool, Error> {
+    Ok(desired_of(tx, vm_id).await?.is_some_and(|d| d.run_state == RunState::Absent))
+}
+
 pub(crate) async fn report_of(tx: &mut Tx, vm_id: i64) -> Result<Option<VmReport>, Error> {
     let row: Option<String> = sqlx::query_scalar("SELECT report FROM vm_observed WHERE vm_id = $1")
         .bind(vm_id)

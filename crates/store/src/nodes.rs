@@ -128,7 +128,8 @@ pub async fn node_token_create(tx: &mut Tx, name: &str, hash: &str, now: Timesta
         .map_err(fault)
 }
 
-/// Begins a new life of the node that holds the token: a token is one node, whatever it calls itself.
+/// Begins a new life of the node that holds the token: a token is one node, whatever it calls itself. A registration of
+/// the same life that comes late or twice does not make its old reports count as new.
 pub async fn node_register(tx: &mut Tx, token_id: i64, hello: &Register, now: Timestamp) -> Result<(i64, Uuid), Error> {
     let uuid = Uuid::new_v4().to_string();
     let c = &hello.capacity;
@@ -141,7 +142,8 @@ pub async fn node_register(tx: &mut Tx, token_id: i64, hello: &Register, now: Ti
          ON CONFLICT (token_id) DO UPDATE SET name = excluded.name, region = excluded.region,
             version = excluded.version, hypervisor = excluded.hypervisor,
             hypervisor_version = excluded.hypervisor_version, accelerator = excluded.accelerator, tee = excluded.tee,
-            boot_id = excluded.boot_id, session = excluded.session, report_seq = 0, vcpu = excluded.vcpu,
+            boot_id = excluded.boot_id, session = excluded.session,
+            report_seq = CASE WHEN node.session = excluded.session THEN node.report_seq ELSE 0 END, vcpu = excluded.vcpu,
             memory_mb = excluded.memory_mb, disk_gb = excluded.disk_gb, slots = excluded.slots,
             publish_address = excluded.publish_address, port_first = excluded.port_first,
             port_last = excluded.port_last, images = excluded.images, ready = FALSE, reason = excluded.reason,

@@ -86,10 +86,14 @@ impl Store {
 
     /// When the next operation is due, if any waits.
     pub async fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
-        let due: Option<i64> = sqlx::query_scalar("SELECT MIN(wake_at) FROM operation WHERE wake_at IS NOT NULL")
-            .fetch_one(self.read())
-            .await
-            .map_err(fault)?;
+        let due: Option<i64> = sqlx::query_scalar(
+            // What another worker holds is due when its lease is over.
+            "SELECT MIN(CASE WHEN lease_until > wake_at THEN lease_until ELSE wake_at END) FROM operation
+             WHERE wake_at IS NOT NULL",
+        )
+        .fetch_one(self.read())
+        .await
+        .map_err(fault)?;
         Ok(due.map(Timestamp))
     }
 

@@ -201,7 +201,10 @@ impl Chain {
             leftovers::assert_none(cloud, &cvm);
         }
         truth::assert_consistent(cloud);
-        truth::assert_chain(cloud);
+        // A chain that broke stays broken: it need not be followed from its beginning after each case.
+        if self.cases % 12 == 1 {
+            truth::assert_chain(cloud);
+        }
     }
 
     fn check_node(&self, cvm: &str) {
