@@ -87,9 +87,11 @@ pub fn network() {
     let _ = fs::remove_file("/etc/resolv.conf");
     let _ = fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n");
     let _ = fs::write("/run/holdfast/network", batch);
+    // The rule first: it loads the packet filter, which patches kernel code that packets run through. While no link is up
+    // nothing runs there, so emulators that are slow to notice patched code cannot trip over it.
     for (program, arguments) in [
-        ("ip", &["-batch", "/run/holdfast/network"][..]),
         ("iptables", &["-w", "-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE"][..]),
+        ("ip", &["-batch", "/run/holdfast/network"][..]),
     ] {
         let result = process::output(Command::new(program).args(arguments));
         if let Err(error) = result {
