@@ -127,7 +127,7 @@ impl Vm {
             "-M",
             "q35",
             "-accel",
-            "tcg,thread=multi,tb-size=64",
+            "tcg,thread=single,tb-size=64",
             "-cpu",
             "max",
             "-m",

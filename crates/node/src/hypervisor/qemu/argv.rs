@@ -42,7 +42,9 @@ const TCG_BUFFER_MB: u32 = 64;
 fn accel(accelerator: Accelerator) -> [OsString; 4] {
     let (accel, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
-        _ => (format!("tcg,thread=multi,tb-size={TCG_BUFFER_MB}"), "max"),
+        // One thread for all vCPUs: with one each, QEMU 7.2 now and then runs kernel code that another vCPU has just
+        // patched, and the guest panics (docs/adr/0011).
+        _ => (format!("tcg,thread=single,tb-size={TCG_BUFFER_MB}"), "max"),
     };
     ["-accel".into(), accel.into(), "-cpu".into(), cpu.into()]
 }
@@ -165,7 +167,7 @@ mod tests {
 -name holdfast-00000000-0000-0000-0000-000000001234
 -uuid 00000000-0000-0000-0000-000000001234
 -machine q35
--accel tcg,thread=multi,tb-size=64
+-accel tcg,thread=single,tb-size=64
 -cpu max
 -smp 2
 -m 2048M
