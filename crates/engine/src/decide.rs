@@ -51,11 +51,6 @@ enum Found {
     Failed(Failure),
 }
 
-fn removal_asked() -> Failure {
-    let message = "the VM is being removed; it can only be deleted".to_owned();
-    Failure { code: Code::WrongState, message, internal: None }
-}
-
 struct Run<'a> {
     plan: &'a Plan,
     deadlines: &'a Deadlines,
@@ -79,10 +74,8 @@ impl Run<'_> {
             return None;
         }
         if !self.out.record.entered {
-            if let Action::Want(want) = step.action
-                && self.revives(want)
-            {
-                self.fail(step, removal_asked());
+            if let Some(refusal) = self.refusal(step) {
+                self.fail(step, refusal);
                 return None;
             }
             self.enter(step.name, self.deadlines.of(step.deadline));
@@ -283,6 +276,13 @@ impl Run<'_> {
         let (Some(desired), Some(seen)) = (&self.world.desired, &self.world.observed) else { return false };
         let obeyed = seen.phase == Phase::Absent && seen.generation >= desired.generation;
         desired.run_state == RunState::Absent && obeyed
+    }
+
+    /// Why the step must not begin: nothing begins in a wrong status, and nothing revives what is to be removed.
+    fn refusal(&self, step: &Step) -> Option<Failure> {
+        let revives = matches!(step.action, Action::Want(want) if self.revives(want));
+        let first = self.out.record.sub_operations.is_empty();
+        (first || revives).then(|| self.plan.refusal("The VM", self.out.record.status_before, revives))?
     }
 
     /// True when the VM was to be removed and now should live again: its node may have removed its disks already.

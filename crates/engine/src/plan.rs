@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_model::error::Code;
 use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
+
+use crate::record::Failure;
 
 /// An operation type: what it does, step by step.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub struct Plan {
     pub verb: Verb,
     /// `instance`: the noun of the events.
     pub noun: &'static str,
+    /// Statuses of the resource that the plan may begin in.
+    pub from: &'static [VmStatus],
     /// Where the resource ends when all goes well.
     pub target: VmStatus,
     /// What the resource's status is from the accept on.
@@ -136,6 +141,21 @@ impl Deadlines {
 }
 
 impl Plan {
+    /// Why the plan cannot begin; `None` when it can. `what` names the resource in the sentence, `leaving` says that its
+    /// node was told to remove it.
+    pub fn refusal(&self, what: &str, status: VmStatus, leaving: bool) -> Option<Failure> {
+        let message = if leaving && self.target != VmStatus::Deleted {
+            format!("{what} is being removed; it can only be deleted.")
+        } else if !self.from.contains(&status) {
+            let from: Vec<_> = self.from.iter().map(|s| s.as_str()).collect();
+            let name = self.name.replace('_', " ");
+            format!("{what} is {}; {name} needs it to be {}.", status.as_str(), from.join(" or "))
+        } else {
+            return None;
+        };
+        Some(Failure { code: Code::WrongState, message, internal: None })
+    }
+
     /// `instance.create.start`
     pub fn event(&self, end: &str) -> String {
         format!("{}.{}.{end}", self.noun, self.name)

@@ -23,6 +23,11 @@ pub fn find(name: &str, version: u32) -> Option<&'static Plan> {
     ALL.into_iter().find(|plan| plan.name == name && plan.version == version)
 }
 
+/// A VM that does not run can be started.
+const MAY_START: &[VmStatus] = &[VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
+/// What runs, should run or has ended by itself can be stopped.
+const MAY_STOP: &[VmStatus] = &[VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
+
 // Steps that every operation ending in a running app shares.
 
 const START: Step = Step {

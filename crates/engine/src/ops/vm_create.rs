@@ -13,6 +13,7 @@ pub static PLAN: Plan = Plan {
     kind: Kind::Vm,
     verb: Verb::Create,
     noun: "instance",
+    from: &[VmStatus::Creating],
     target: VmStatus::Running,
     accepted: VmStatus::Creating,
     steps: &[

@@ -12,6 +12,7 @@ pub static PLAN: Plan = Plan {
     kind: Kind::Vm,
     verb: Verb::Delete,
     noun: "instance",
+    from: &VmStatus::ALL,
     target: VmStatus::Deleted,
     accepted: VmStatus::Deleting,
     steps: &[

@@ -4,6 +4,7 @@
 use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
 
+use super::MAY_STOP;
 use crate::plan::{Action, Deadline, Plan, Step, Until, Want};
 
 pub static PLAN: Plan = Plan {
@@ -12,6 +13,7 @@ pub static PLAN: Plan = Plan {
     kind: Kind::Vm,
     verb: Verb::Update,
     noun: "instance",
+    from: MAY_STOP,
     target: VmStatus::Stopped,
     accepted: VmStatus::Stopping,
     steps: &[

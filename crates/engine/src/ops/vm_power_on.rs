@@ -3,7 +3,7 @@
 use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
 
-use super::{BOOT, LAUNCH, START};
+use super::{BOOT, LAUNCH, MAY_START, START};
 use crate::plan::{Action, Deadline, Plan, Step, Undo, Until, Want};
 
 pub static PLAN: Plan = Plan {
@@ -12,6 +12,7 @@ pub static PLAN: Plan = Plan {
     kind: Kind::Vm,
     verb: Verb::Update,
     noun: "instance",
+    from: MAY_START,
     target: VmStatus::Running,
     accepted: VmStatus::Starting,
     steps: &[

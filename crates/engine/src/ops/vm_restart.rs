@@ -3,7 +3,7 @@
 use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
 
-use super::{BOOT, LAUNCH};
+use super::{BOOT, LAUNCH, MAY_STOP};
 use crate::plan::{Action, Deadline, Plan, Step, Until, Want};
 
 pub static PLAN: Plan = Plan {
@@ -12,6 +12,7 @@ pub static PLAN: Plan = Plan {
     kind: Kind::Vm,
     verb: Verb::Restart,
     noun: "instance",
+    from: MAY_STOP,
     target: VmStatus::Running,
     accepted: VmStatus::Restarting,
     steps: &[
