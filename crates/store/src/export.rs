@@ -11,14 +11,14 @@ use holdfast_trust::export::{Batch, Event, Leaf, Operation};
 use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
 use crate::chain::{columns, public_key, text};
-use crate::{Db, Store, Tx, fault};
+use crate::{Db, Store, fault};
 
 /// Operations per page.
 const PAGE: i64 = 200;
 
 /// An export that is being read.
 pub struct Export {
-    snapshot: Tx,
+    snapshot: sqlx::Transaction<'static, Db>,
     since: i64,
     until: i64,
     /// The last operation that was read.

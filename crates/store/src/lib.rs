@@ -3,8 +3,8 @@
 //! The one rule: whatever belongs together is written in one transaction of [`Store::begin`], and nothing outside this
 //! crate sees SQL. Queries are in the subset that SQLite and PostgreSQL share; only opening, claiming and waking differ.
 //!
-//! On SQLite there is one writer connection, so write transactions queue in the process instead of failing as busy, and
-//! the data folder is locked, so that there is one process.
+//! On SQLite there is one writer connection (`writer.rs`), so write transactions queue in the process instead of failing
+//! as busy, those that queue share a commit, and the data folder is locked, so that there is one process.
 
 #![forbid(unsafe_code)]
 
@@ -26,19 +26,22 @@ pub mod provisions;
 pub mod tenancy;
 pub mod verify;
 pub mod vms;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_model::error::{Code, Error};
+use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
+use writer::Writer;
+
 pub use lock::FolderLock;
+pub use writer::Tx;
 
 /// The database in use. One place to look at when there are two.
 pub type Db = sqlx::Sqlite;
-/// A write transaction. Dropped without [`commit`], it never happened.
-pub type Tx = sqlx::Transaction<'static, Db>;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -58,7 +61,7 @@ pub enum OpenError {
 /// Connections to the database of one data folder.
 #[derive(Debug, Clone)]
 pub struct Store {
-    write: SqlitePool,
+    write: Writer,
     read: SqlitePool,
 }
 
@@ -84,21 +87,15 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5))
             .statement_cache_capacity(256);
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await
-            .map_err(|e| failed(&e))?;
+        let mut write = options.connect().await.map_err(|e| failed(&e))?;
         if migrate {
-            MIGRATIONS.run(&write).await.map_err(|e| match e {
+            MIGRATIONS.run(&mut write).await.map_err(|e| match e {
                 sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
                 other => failed(&other),
             })?;
         } else {
             let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
-                .fetch_one(&write)
+                .fetch_one(&mut write)
                 .await
                 .map_err(|e| failed(&e))?;
             if newest != MIGRATIONS.iter().map(|m| m.version).max() {
@@ -111,12 +108,12 @@ impl Store {
             .await
             .map_err(|e| failed(&e))?;
         restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
-        Ok(Self { write, read })
+        Ok(Self { write: Writer::new(write), read })
     }
 
     /// Begins a write transaction.
     pub async fn begin(&self) -> Result<Tx, Error> {
-        self.write.begin_with("BEGIN IMMEDIATE").await.map_err(fault)
+        self.write.begin().await
     }
 
     /// Connections for queries that write nothing.
@@ -142,7 +139,7 @@ pub fn commit(tx: Tx) -> impl Future<Output = Result<(), Error>> {
     let caller = holdfast_failpoint::caller();
     async move {
         holdfast_failpoint::hit_by("commit.before", caller);
-        let committed = tx.commit().await.map_err(fault);
+        let committed = writer::commit(tx).await;
         holdfast_failpoint::hit_by("commit.after", caller);
         committed
     }
