@@ -108,6 +108,7 @@ impl World {
     pub fn guest_lives(&mut self, node: usize, vm: usize, machine: u64, life: Life) {
         let clean = life == Life::PowersOff;
         let host = &mut self.hosts[node];
+        let revision = host.records.get(&vm).map_or(0, |r| r.desired.generation);
         let Some(found) = host.machines.get_mut(&vm).filter(|m| m.id == machine) else { return };
         let guest = &mut found.guest;
         match life {
@@ -115,10 +116,14 @@ impl World {
                 guest.agent = true;
                 guest.boot_progress = Some(BootProgress::Booting.as_str().to_owned());
             }
-            Life::Done => guest.boot_progress = Some(BootProgress::Done.as_str().to_owned()),
+            Life::Done => {
+                guest.boot_progress = Some(BootProgress::Done.as_str().to_owned());
+                guest.app_revision = revision;
+            }
             Life::BootError => {
                 let step = BootProgress::PreLaunch.as_str().to_owned();
                 guest.boot_error = Some(BootError { step, message: "exit status 1".to_owned() });
+                guest.app_revision = revision;
             }
             Life::Dies | Life::PowersOff => {
                 host.machines.remove(&vm);

@@ -227,6 +227,7 @@ impl Store {
             agent: r.agent,
             boot_progress: r.boot_progress.clone(),
             boot_error: r.boot_error.clone(),
+            app_revision: r.app_revision,
             will_restart: r.will_restart,
             exit_reason: r.exit_reason.clone(),
         });

@@ -340,8 +340,10 @@ impl Run<'_> {
         let epoch = self.world.desired.as_ref().map_or(0, |d| d.boot_epoch);
         let in_epoch = observed.boot_epoch >= epoch;
         let booting = matches!(until, Until::Started | Until::AgentUp | Until::AppUp);
+        // What the guest says counts once it speaks of the app that this operation wants, not of the one before.
+        let of_this_app = observed.app_revision >= self.out.record.generation;
         if booting && in_epoch {
-            if let Some(guest::BootError { step, message }) = &observed.boot_error {
+            if let Some(guest::BootError { step, message }) = observed.boot_error.as_ref().filter(|_| of_this_app) {
                 return Found::Failed(Failure {
                     code: Code::BootFailed,
                     message: format!("boot failed at \"{step}\": {message}"),
@@ -363,7 +365,10 @@ impl Run<'_> {
             }
             Until::Started => running,
             Until::AgentUp => running && observed.agent,
-            Until::AppUp => running && observed.boot_progress.as_deref() == Some(guest::BootProgress::Done.as_str()),
+            Until::AppUp => {
+                let done = observed.boot_progress.as_deref() == Some(guest::BootProgress::Done.as_str());
+                running && of_this_app && done
+            }
             Until::Stopped => observed.phase == Phase::Stopped,
             Until::Absent => observed.phase == Phase::Absent,
         };

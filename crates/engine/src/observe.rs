@@ -12,7 +12,10 @@ pub fn status_of(current: VmStatus, desired: &Desired, report: &VmReport) -> VmS
     if report.generation < desired.generation {
         return current;
     }
+    // The app that is wanted; before the guest's first configuration there is none.
+    let this_app = report.app_revision >= desired.generation;
     match (desired.run_state, report.phase) {
+        (RunState::Running, Phase::Running) if report.app_revision > 0 && !this_app => current,
         (RunState::Running, Phase::Running) if report.boot_error.is_some() => VmStatus::Error,
         (RunState::Running, Phase::Running) if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) => {
             VmStatus::Running
@@ -44,6 +47,7 @@ mod tests {
             agent: true,
             boot_progress: Some(progress.to_owned()),
             boot_error: None,
+            app_revision: if progress == "booting" { 0 } else { 3 },
             shutdown_progress: None,
             started_at: None,
             exited_at: None,
@@ -61,6 +65,9 @@ mod tests {
         assert_eq!(status(VmStatus::Starting, seen(Phase::Running, "done")), VmStatus::Running);
         assert_eq!(status(VmStatus::Error, seen(Phase::Running, "pre-launch")), VmStatus::Error);
         assert_eq!(status(VmStatus::Error, seen(Phase::Running, "done")), VmStatus::Running);
+        // What is said of the app before says nothing of the one that is wanted.
+        let older = VmReport { app_revision: 2, ..seen(Phase::Running, "done") };
+        assert_eq!(status(VmStatus::Error, older), VmStatus::Error);
         // Said again, the death that an operation failed of changes nothing.
         assert_eq!(status(VmStatus::Error, seen(Phase::Exited, "booting")), VmStatus::Error);
         let newer = Desired { generation: 4, run_state: RunState::Stopped, boot_epoch: 1 };

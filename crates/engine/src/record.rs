@@ -76,6 +76,8 @@ pub struct Observed {
     pub agent: bool,
     pub boot_progress: Option<String>,
     pub boot_error: Option<BootError>,
+    /// The generation whose app the two speak of.
+    pub app_revision: u64,
     pub will_restart: bool,
     pub exit_reason: Option<String>,
 }

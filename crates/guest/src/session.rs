@@ -152,6 +152,7 @@ impl Agent {
         let mut inner = self.ask(Need::Config);
         loop {
             if let Some(config) = inner.config.take() {
+                inner.state.app_revision = config.revision;
                 return config;
             }
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);

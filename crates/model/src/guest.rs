@@ -85,6 +85,9 @@ pub struct Config {
     pub user_config: Option<String>,
     /// Wall clock of the host, for guests whose own clock is off.
     pub now: Timestamp,
+    /// Generation of desired state that this is of; never 0. A guest applies the highest one it was given.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// Keys of one instance. They exist in the server's memory, on the wire to the node, in the node's memory for the time
@@ -184,6 +187,9 @@ pub struct GuestState {
     pub boot_progress: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_error: Option<BootError>,
+    /// [`Config::revision`] that `boot_progress` and `boot_error` speak of; 0 before the first configuration.
+    #[serde(default)]
+    pub app_revision: u64,
     /// `powering off` is the last word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_progress: Option<String>,

@@ -202,6 +202,9 @@ pub struct VmReport {
     pub boot_progress: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_error: Option<crate::guest::BootError>,
+    /// The generation whose app `boot_progress` and `boot_error` speak of, as the guest says; 0 while it has none.
+    #[serde(default)]
+    pub app_revision: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_progress: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -115,6 +115,7 @@ fn absent(desired: &DesiredVm) -> VmReport {
         agent: false,
         boot_progress: None,
         boot_error: None,
+        app_revision: 0,
         shutdown_progress: None,
         started_at: None,
         exited_at: None,

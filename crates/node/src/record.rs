@@ -51,6 +51,9 @@ pub struct GuestView {
     pub boot_progress: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_error: Option<BootError>,
+    /// The generation that the two speak of.
+    #[serde(default)]
+    pub app_revision: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_progress: Option<String>,
 }

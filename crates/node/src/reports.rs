@@ -128,6 +128,7 @@ mod tests {
             agent: false,
             boot_progress: None,
             boot_error: None,
+            app_revision: 0,
             shutdown_progress: None,
             started_at: None,
             exited_at: None,

@@ -134,7 +134,7 @@ impl Vm {
             }
             Life::Starting | Life::On | Life::Stopping => {
                 let hypervisor = self.context.hypervisor.clone();
-                match hypervisor.adopt(self.uuid, self.spec(), &self.record.runtime).await {
+                match hypervisor.adopt(&self.record.desired, &self.record.runtime).await {
                     Adopted::Running(started) => self.adopted(started).await,
                     Adopted::Died(ended) if self.record.runtime.life == Life::On => self.died(ended).await,
                     Adopted::Died(_) | Adopted::Off => {}
@@ -283,11 +283,10 @@ impl Vm {
         self.save(Save::Runtime { durable: true }).await.map_err(|e| StepFault::os("write runtime.json", &e))?;
         self.publish();
         let hypervisor = self.context.hypervisor.clone();
-        let spec = self.spec().ok_or_else(|| StepFault::lasting("bad_spec", "no spec"))?;
         failpoint::hit("start.before");
         let started = match failpoint::fails("start") {
             true => Err(StepFault::lasting("failpoint", "start was told to fail")),
-            false => hypervisor.start(spec).await,
+            false => hypervisor.start(&self.record.desired).await,
         };
         failpoint::hit("start.after");
         match started {
@@ -375,6 +374,7 @@ impl Vm {
             agent: runtime.guest.agent,
             boot_progress: runtime.guest.boot_progress.clone(),
             boot_error: runtime.guest.boot_error.clone(),
+            app_revision: runtime.guest.app_revision,
             shutdown_progress: runtime.guest.shutdown_progress.clone(),
             started_at: runtime.started_at,
             exited_at: runtime.exited_at,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_model::guest::{Keys, LogOptions};
-use holdfast_model::node::LogSource;
-use holdfast_model::vm::VmSpec;
+use holdfast_model::node::{DesiredVm, LogSource};
+use holdfast_model::vm::{RunState, VmSpec};
 use holdfast_node::NodeConfig;
 use holdfast_node::hypervisor::qemu::Qemu;
 use holdfast_node::hypervisor::simulated::Simulated;
@@ -56,10 +56,14 @@ async fn ended(view: &mut watch::Receiver<View>) {
     let _ = tokio::time::timeout(Duration::from_secs(2), ended).await.expect("seen within 2 s");
 }
 
+/// Running, in the first generation.
+fn wanted(spec: &VmSpec) -> Arc<DesiredVm> {
+    Arc::new(want(spec, 1, RunState::Running, 1))
+}
+
 /// Writes the record as the node does before it acts.
 fn announce(hypervisor: &dyn Hypervisor, spec: &VmSpec, runtime: Runtime) {
-    let desired = Arc::new(want(spec, 1, holdfast_model::vm::RunState::Running, 1));
-    let record = Record { desired, runtime };
+    let record = Record { desired: wanted(spec), runtime };
     hypervisor.records().save_desired(&record).expect("save");
     hypervisor.records().save_runtime(&record, true).expect("save");
 }
@@ -81,9 +85,9 @@ async fn conforms(maker: &dyn Maker) {
     announce(&*hypervisor, &spec, Runtime::default());
     hypervisor.prepare(&spec).await.expect("prepare");
     hypervisor.prepare(&spec).await.expect("prepare again");
-    let first = hypervisor.start(&spec).await.expect("start");
+    let first = hypervisor.start(&wanted(&spec)).await.expect("start");
     announce(&*hypervisor, &spec, runtime(&first, Life::On));
-    let mut second = hypervisor.start(&spec).await.expect("start again");
+    let mut second = hypervisor.start(&wanted(&spec)).await.expect("start again");
     announce(&*hypervisor, &spec, runtime(&second, Life::On));
     assert!(second.view.borrow().ended.is_none());
 
@@ -98,13 +102,13 @@ async fn conforms(maker: &dyn Maker) {
     drop(hypervisor);
     let hypervisor = maker.make().await;
     let known = runtime(&second, Life::On);
-    let Adopted::Running(adopted) = hypervisor.adopt(spec.uuid, Some(&spec), &known).await else { panic!("lost") };
+    let Adopted::Running(adopted) = hypervisor.adopt(&wanted(&spec), &known).await else { panic!("lost") };
     assert_eq!(adopted.process, second.process);
     if second.process.is_some() {
         drop(hypervisor);
         let hypervisor = maker.make().await;
         let unknown = Runtime { life: Life::Starting, process: None, ..known.clone() };
-        let Adopted::Running(found) = hypervisor.adopt(spec.uuid, Some(&spec), &unknown).await else {
+        let Adopted::Running(found) = hypervisor.adopt(&wanted(&spec), &unknown).await else {
             panic!("a process that was started but not written down is not found");
         };
         assert_eq!(found.process, second.process);
@@ -112,7 +116,7 @@ async fn conforms(maker: &dyn Maker) {
         // A record whose pid belongs to somebody else by now.
         let reused = second.process.map(|p| Process { pid: p.pid, start_time: p.start_time + 1 });
         let Adopted::Running(found) =
-            hypervisor.adopt(spec.uuid, Some(&spec), &Runtime { process: reused, ..known.clone() }).await
+            hypervisor.adopt(&wanted(&spec), &Runtime { process: reused, ..known.clone() }).await
         else {
             panic!("lost")
         };
@@ -131,10 +135,10 @@ async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Rec
     assert!(hypervisor.containers(spec.uuid).await.is_err());
     let off = Runtime { life: Life::Off, process: None, ..known.clone() };
     announce(hypervisor, spec, off.clone());
-    assert!(!matches!(hypervisor.adopt(spec.uuid, Some(spec), &off).await, Adopted::Running(_)));
+    assert!(!matches!(hypervisor.adopt(&wanted(spec), &off).await, Adopted::Running(_)));
 
     // It starts again from its disks.
-    let started = hypervisor.start(spec).await.expect("start after a kill");
+    let started = hypervisor.start(&wanted(spec)).await.expect("start after a kill");
     hypervisor.remove(spec.uuid).await.expect("remove while it runs");
     hypervisor.remove(spec.uuid).await.expect("remove again");
     if let Some(process) = started.process {

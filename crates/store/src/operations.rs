@@ -171,6 +171,7 @@ pub async fn operation_load(
         agent: report.agent,
         boot_progress: report.boot_progress,
         boot_error: report.boot_error,
+        app_revision: report.app_revision,
         will_restart: report.will_restart,
         exit_reason: report.exit_reason,
     });

@@ -308,6 +308,7 @@ impl Node {
             agent: up,
             boot_progress: up.then(|| "done".to_owned()),
             boot_error: None,
+            app_revision: if up { vm.generation } else { 0 },
             shutdown_progress: None,
             started_at: up.then(|| Timestamp(self.control.now().micros() - 63_000_000)),
             exited_at: None,

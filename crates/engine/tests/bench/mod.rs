@@ -137,6 +137,7 @@ impl Bench {
                 let error = BootError { step: "pre-launch".into(), message: "exit status 1".into() };
                 let seen = self.world.observed.get_or_insert_with(|| observed(0, Phase::Running, 0));
                 seen.boot_error = Some(error);
+                seen.app_revision = desired.generation;
             }
             None => self.world.observed = Some(advance(self.world.observed.take(), &desired)),
         }
@@ -196,6 +197,7 @@ fn observed(generation: u64, phase: Phase, boot_epoch: u64) -> Observed {
         agent: phase == Phase::Running,
         boot_progress: (phase == Phase::Running).then(|| "done".to_owned()),
         boot_error: None,
+        app_revision: if phase == Phase::Running { generation } else { 0 },
         will_restart: false,
         exit_reason: None,
     }
@@ -213,6 +215,7 @@ fn advance(seen: Option<Observed>, desired: &Desired) -> Observed {
             new.outcome = Outcome::Applied;
             if old.agent {
                 new.boot_progress = Some("done".to_owned());
+                new.app_revision = desired.generation;
             }
             new.agent = true;
         }
@@ -223,6 +226,7 @@ fn advance(seen: Option<Observed>, desired: &Desired) -> Observed {
             new.boot_epoch = desired.boot_epoch;
             new.agent = false;
             new.boot_progress = Some("booting".to_owned());
+            new.app_revision = 0;
         }
         (RunState::Running, _) => new.phase = Phase::Starting,
     }

@@ -3,12 +3,14 @@
 //! The one rule: every method may be called again after it was interrupted anywhere, and then finishes the job. The
 //! caller writes down what it is about to do; the hypervisor can find out from the host alone what was really done.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_model::Timestamp;
 use holdfast_model::guest::{Container, Keys, LogOptions};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Accelerator, Capacity, Health, LogSource, StreamError};
+use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -132,11 +134,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn prepare(&self, spec: &VmSpec) -> Result<(), Fault>;
 
     /// Starts the machine of a prepared VM. A machine of that VM that is there already is ended first.
-    async fn start(&self, spec: &VmSpec) -> Result<Started, Fault>;
+    async fn start(&self, desired: &Arc<DesiredVm>) -> Result<Started, Fault>;
 
     /// Finds the machine that `runtime` speaks of, or what became of it. Without a spec (a tombstone) the guest gets
     /// no configuration any more.
-    async fn adopt(&self, uuid: Uuid, spec: Option<&VmSpec>, runtime: &Runtime) -> Adopted;
+    async fn adopt(&self, desired: &Arc<DesiredVm>, runtime: &Runtime) -> Adopted;
 
     /// Asks the guest to power itself off within `grace_s` seconds. Does not wait for it.
     async fn shutdown(&self, uuid: Uuid, grace_s: u32);
@@ -157,6 +159,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<(), StreamError>;
 
     async fn containers(&self, uuid: Uuid) -> Result<Vec<Container>, StreamError>;
+}
+
+/// The spec of a VM that is not only waiting to be removed.
+pub(crate) fn spec_of(desired: &DesiredVm) -> Result<&VmSpec, Fault> {
+    desired.spec.as_ref().ok_or_else(|| Fault::lasting("bad_spec", "no spec"))
 }
 
 /// A [`StreamError`] with one of the protocol's words.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use holdfast_model::compose::{AppCompose, sha256_hex};
 use holdfast_model::guest::{BootProgress, Container, LogOptions};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Accelerator, Capacity, Health, LogSource, StreamError};
+use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
 use holdfast_model::{Timestamp, VERSION};
 use serde::Deserialize;
@@ -38,8 +38,8 @@ const IMAGE: &str = "simulated";
 struct Guest {
     view: watch::Sender<View>,
     started: Timestamp,
-    /// As of its last start or adoption; absent when adopted with a tombstone.
-    spec: Option<VmSpec>,
+    /// As of its last start or adoption; without a spec when adopted with a tombstone.
+    desired: Arc<DesiredVm>,
 }
 
 type Guests = Arc<Mutex<HashMap<Uuid, Guest>>>;
@@ -78,11 +78,11 @@ impl Simulated {
     }
 
     /// Lets the guest boot on, from where a machine started at `started` is now.
-    fn run(&self, uuid: Uuid, spec: Option<VmSpec>, started: Timestamp) -> watch::Receiver<View> {
+    fn run(&self, desired: &Arc<DesiredVm>, started: Timestamp) -> watch::Receiver<View> {
         let (sender, receiver) = watch::channel(View::default());
-        let elapsed = clock::now().since(started);
-        sender.send_modify(|v| v.guest = progress(elapsed, self.step));
-        self.lock().insert(uuid, Guest { view: sender.clone(), started, spec });
+        let (elapsed, revision) = (clock::now().since(started), desired.generation);
+        sender.send_modify(|v| v.guest = progress(elapsed, self.step, revision));
+        self.lock().insert(desired.uuid, Guest { view: sender.clone(), started, desired: desired.clone() });
         let step = self.step;
         if elapsed < step * 2 {
             tokio::spawn(async move {
@@ -91,7 +91,7 @@ impl Simulated {
                     if sender.is_closed() || sender.borrow().ended.is_some() {
                         return;
                     }
-                    sender.send_modify(|v| v.guest = progress(at, step));
+                    sender.send_modify(|v| v.guest = progress(at, step, revision));
                 }
             });
         }
@@ -101,7 +101,7 @@ impl Simulated {
     fn spec(&self, uuid: Uuid) -> Result<(VmSpec, Timestamp), StreamError> {
         let guests = self.lock();
         let guest = guests.get(&uuid).ok_or_else(|| stream_error("not_running", "the VM does not run"))?;
-        let spec = guest.spec.clone().ok_or_else(|| stream_error("not_running", "the VM is being removed"))?;
+        let spec = guest.desired.spec.clone().ok_or_else(|| stream_error("not_running", "the VM is being removed"))?;
         Ok((spec, guest.started))
     }
 }
@@ -118,7 +118,7 @@ fn end(guests: &Guests, uuid: Uuid, reason: &str, clean: bool) {
 }
 
 /// What the guest says `elapsed` after its start.
-fn progress(elapsed: Duration, step: Duration) -> GuestView {
+fn progress(elapsed: Duration, step: Duration, revision: u64) -> GuestView {
     let (agent, word) = if elapsed < step {
         (false, None)
     } else if elapsed < step * 2 {
@@ -126,7 +126,8 @@ fn progress(elapsed: Duration, step: Duration) -> GuestView {
     } else {
         (true, Some(BootProgress::Done))
     };
-    GuestView { agent, boot_progress: word.map(|w| w.as_str().to_owned()), ..GuestView::default() }
+    let app_revision = if word.is_some() { revision } else { 0 };
+    GuestView { agent, boot_progress: word.map(|w| w.as_str().to_owned()), app_revision, ..GuestView::default() }
 }
 
 #[async_trait]
@@ -165,20 +166,20 @@ impl Hypervisor for Simulated {
         Ok(())
     }
 
-    async fn start(&self, spec: &VmSpec) -> Result<Started, Fault> {
-        end(&self.guests, spec.uuid, "it is started anew", false);
+    async fn start(&self, desired: &Arc<DesiredVm>) -> Result<Started, Fault> {
+        end(&self.guests, desired.uuid, "it is started anew", false);
         tokio::time::sleep(self.step).await;
         let at = clock::now();
-        Ok(Started { process: None, at, view: self.run(spec.uuid, Some(spec.clone()), at) })
+        Ok(Started { process: None, at, view: self.run(desired, at) })
     }
 
-    async fn adopt(&self, uuid: Uuid, spec: Option<&VmSpec>, runtime: &Runtime) -> Adopted {
+    async fn adopt(&self, desired: &Arc<DesiredVm>, runtime: &Runtime) -> Adopted {
         match (runtime.life, runtime.started_at) {
             (Life::On | Life::Stopping, Some(at)) => {
-                let view = self.run(uuid, spec.cloned(), at);
+                let view = self.run(desired, at);
                 if runtime.life == Life::Stopping {
                     // A real guest would be powering off all the while.
-                    self.shutdown(uuid, 0).await;
+                    self.shutdown(desired.uuid, 0).await;
                 }
                 Adopted::Running(Started { process: None, at, view })
             }

@@ -294,6 +294,7 @@ impl Host {
             app_compose: app_compose.to_owned(),
             encrypted_env,
             user_config: None,
+            revision: 1,
             now: now(),
         })));
     }

@@ -135,6 +135,7 @@ pub fn report(uuid: &str, generation: u64, phase: Phase) -> VmReport {
         agent: phase == Phase::Running,
         boot_progress: (phase == Phase::Running).then(|| "done".to_owned()),
         boot_error: None,
+        app_revision: if phase == Phase::Running { generation } else { 0 },
         shutdown_progress: None,
         started_at: None,
         exited_at: None,

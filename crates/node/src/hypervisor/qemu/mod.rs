@@ -28,7 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use holdfast_model::guest::{Container, LogOptions};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Capacity, Health, LogSource, StreamError};
+use holdfast_model::node::{Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
 use tokio::process::Child;
 use tokio::sync::{Semaphore, watch};
@@ -41,7 +41,7 @@ use self::agent::{Agent, Line, Peer};
 use self::argv::{SERIAL_LOG, STDERR_LOG, STDOUT_LOG};
 use self::facts::Facts;
 use self::process::Handle;
-use super::{About, Adopted, Ended, Fault, Hypervisor, KeySource, LogSink, Started, View, stream_error};
+use super::{About, Adopted, Ended, Fault, Hypervisor, KeySource, LogSink, Started, View, spec_of, stream_error};
 use crate::image::{self, Image, ImageError};
 use crate::record::{GuestView, Layout, Life, Records, Runtime};
 use crate::{Error, NodeConfig, clock, host};
@@ -132,17 +132,21 @@ impl Qemu {
     /// Watches a process, and talks to its guest.
     fn take(
         &self,
-        uuid: Uuid,
+        desired: &Arc<DesiredVm>,
         handle: Handle,
         child: Option<Child>,
-        spec: Option<VmSpec>,
         guest: GuestView,
     ) -> watch::Receiver<View> {
+        let uuid = desired.uuid;
         let (sender, view) = watch::channel(View { guest, ended: None });
         let folder = self.records.folder(uuid);
         let handle = Arc::new(handle);
-        let agent =
-            Agent::open(Peer { uuid, folder: folder.clone(), spec, keys: self.keys.clone(), view: sender.clone() });
+        let agent = Agent::open(Peer {
+            desired: desired.clone(),
+            folder: folder.clone(),
+            keys: self.keys.clone(),
+            view: sender.clone(),
+        });
         let watching = watch_end(handle.clone(), child, agent.drained(), sender, folder);
         let machine = Machine { handle, agent, _watch: AbortOnDropHandle::new(tokio::spawn(watching)) };
         lock(&self.machines).insert(uuid, machine);
@@ -291,7 +295,8 @@ impl Hypervisor for Qemu {
         disks::prepare(spec, &image, &self.records.folder(spec.uuid), self.min_free_disk_gb).await
     }
 
-    async fn start(&self, spec: &VmSpec) -> Result<Started, Fault> {
+    async fn start(&self, desired: &Arc<DesiredVm>) -> Result<Started, Fault> {
+        let spec = spec_of(desired)?;
         lock(&self.machines).remove(&spec.uuid);
         self.end_strays(spec.uuid).await?;
         let kernel = facts::kernel(&self.image(&spec.image)?);
@@ -312,11 +317,12 @@ impl Hypervisor for Qemu {
         }
         let handle = handle.map_err(|e| Fault::os("watch QEMU", &e))?;
         let process = Some(handle.process);
-        let view = self.take(spec.uuid, handle, Some(child), Some(spec.clone()), GuestView::default());
+        let view = self.take(desired, handle, Some(child), GuestView::default());
         Ok(Started { process, at: clock::now(), view })
     }
 
-    async fn adopt(&self, uuid: Uuid, spec: Option<&VmSpec>, runtime: &Runtime) -> Adopted {
+    async fn adopt(&self, desired: &Arc<DesiredVm>, runtime: &Runtime) -> Adopted {
+        let uuid = desired.uuid;
         let folder = self.records.folder(uuid);
         let handle = match runtime.process.and_then(Handle::find) {
             Some(handle) => Some(handle),
@@ -329,7 +335,7 @@ impl Hypervisor for Qemu {
         match handle {
             Some(handle) => {
                 let (process, at) = (Some(handle.process), runtime.started_at.unwrap_or_else(clock::now));
-                let view = self.take(uuid, handle, None, spec.cloned(), runtime.guest.clone());
+                let view = self.take(desired, handle, None, runtime.guest.clone());
                 Adopted::Running(Started { process, at, view })
             }
             None if runtime.life == Life::Starting => Adopted::Off,

@@ -59,12 +59,12 @@ pub(super) async fn run(
                 let ended = channel.talk(read, &mut inbox).await;
                 shutdown = channel.shutdown;
                 connected.send_replace(false);
-                debug!(vm = %peer.uuid, ?ended, "the agent channel closed");
+                debug!(vm = %peer.desired.uuid, ?ended, "the agent channel closed");
                 if ended == Ended::Dropped {
                     return;
                 }
             }
-            Err(error) => debug!(vm = %peer.uuid, %error, "the agent socket is not there"),
+            Err(error) => debug!(vm = %peer.desired.uuid, %error, "the agent socket is not there"),
         }
         let again = Instant::now() + pause;
         pause = (pause * 2).min(Duration::from_secs(1));
@@ -186,15 +186,15 @@ impl<'a> Channel<'a> {
                 line.push(b'\n');
                 self.push(Zeroizing::new(line));
             }
-            Err(error) => warn!(vm = %self.peer.uuid, %error, "a line to the guest that cannot be written"),
+            Err(error) => warn!(vm = %self.peer.desired.uuid, %error, "a line to the guest that cannot be written"),
         }
     }
 
     fn push(&self, line: Zeroizing<Vec<u8>>) {
         if line.len() > MAX_LINE {
-            warn!(vm = %self.peer.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
+            warn!(vm = %self.peer.desired.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
         } else if self.outgoing.try_send(line).is_err() {
-            debug!(vm = %self.peer.uuid, "the guest does not read; a line to it was dropped");
+            debug!(vm = %self.peer.desired.uuid, "the guest does not read; a line to it was dropped");
         }
     }
 
@@ -203,13 +203,13 @@ impl<'a> Channel<'a> {
             return;
         }
         let Ok(message) = serde_json::from_slice::<FromGuest>(line) else {
-            debug!(vm = %self.peer.uuid, bytes = line.len(), "a line of the guest that means nothing was dropped");
+            debug!(vm = %self.peer.desired.uuid, bytes = line.len(), "a line of the guest that means nothing was dropped");
             return;
         };
         match message {
             FromGuest::HelloAck { session, state } if session == self.session => {
                 if !self.talking {
-                    info!(vm = %self.peer.uuid, progress = %cut(state.boot_progress.clone(), WORD), "the guest agent answered");
+                    info!(vm = %self.peer.desired.uuid, progress = %cut(state.boot_progress.clone(), WORD), "the guest agent answered");
                 }
                 self.talking = true;
                 self.state = Some(state);
@@ -248,6 +248,8 @@ impl<'a> Channel<'a> {
             boot_error: state
                 .boot_error
                 .map(|e| BootError { step: cut(e.step, WORD), message: cut(e.message, MESSAGE) }),
+            // It cannot have applied what it was never given.
+            app_revision: state.app_revision.min(self.peer.desired.generation),
             shutdown_progress: state.shutdown_progress.map(|p| cut(p, WORD)),
         };
         self.peer.view.send_if_modified(|view| {
@@ -258,7 +260,7 @@ impl<'a> Channel<'a> {
     }
 
     fn config(&self) {
-        let Some(spec) = &self.peer.spec else { return };
+        let Some(spec) = &self.peer.desired.spec else { return };
         self.say(&ToGuest::Config(Box::new(Config {
             vm_uuid: spec.uuid.to_string(),
             app_id: spec.app_id.clone(),
@@ -268,15 +270,17 @@ impl<'a> Channel<'a> {
             encrypted_env: spec.encrypted_env.clone(),
             user_config: spec.user_config.clone(),
             now: clock::now(),
+            revision: self.peer.desired.generation,
         })));
     }
 
     fn need_keys(&mut self) {
         let now = Instant::now();
-        if self.fetching.is_some() || self.peer.spec.is_none() {
+        if self.fetching.is_some() || self.peer.desired.spec.is_none() {
             return;
         }
-        let (wait, keys, uuid) = (self.keys_due.saturating_duration_since(now), self.peer.keys.clone(), self.peer.uuid);
+        let (wait, keys, uuid) =
+            (self.keys_due.saturating_duration_since(now), self.peer.keys.clone(), self.peer.desired.uuid);
         self.keys_due = now + wait + KEYS_SPACING;
         self.fetching = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
@@ -296,7 +300,7 @@ impl<'a> Channel<'a> {
                 }
             }
             Err(error) => {
-                warn!(vm = %self.peer.uuid, %error, "no keys for the guest");
+                warn!(vm = %self.peer.desired.uuid, %error, "no keys for the guest");
                 let retry_s = matches!(error, KeyError::Unreachable).then_some(KEYS_RETRY_S);
                 self.say(&ToGuest::Refused { what: "keys".to_owned(), reason: error.to_string(), retry_s });
             }
@@ -356,7 +360,7 @@ impl<'a> Channel<'a> {
             return;
         }
         if size > log.credit {
-            warn!(vm = %self.peer.uuid, "the guest sent more of a log than it may; closing it");
+            warn!(vm = %self.peer.desired.uuid, "the guest sent more of a log than it may; closing it");
             let error = stream_error("internal", "the guest agent sent too much");
             let _ = log.pieces.send(Piece::End(Some(error)));
             return self.close_log(id);

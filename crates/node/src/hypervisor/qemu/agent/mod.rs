@@ -19,11 +19,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_model::guest::{Container, LogOptions};
-use holdfast_model::node::StreamError;
-use holdfast_model::vm::VmSpec;
+use holdfast_model::node::{DesiredVm, StreamError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
-use uuid::Uuid;
 
 use crate::hypervisor::{KeySource, View, stream_error};
 
@@ -32,10 +30,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 
 /// What the channel needs to know of its VM.
 pub struct Peer {
-    pub uuid: Uuid,
+    /// Without a spec the VM is only waiting to be removed: then the guest gets nothing more.
+    pub desired: Arc<DesiredVm>,
     pub folder: PathBuf,
-    /// Absent when the VM is only waiting to be removed: then the guest gets nothing more.
-    pub spec: Option<VmSpec>,
     pub keys: Arc<dyn KeySource>,
     pub view: watch::Sender<View>,
 }

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use holdfast_model::guest::{FromGuest, GuestState, Keys, MAX_LINE, ToGuest};
 use holdfast_model::node::STREAM_WINDOW;
+use holdfast_model::vm::{RunState, StopMode, VmSpec};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use uuid::Uuid;
 
 use super::*;
 use crate::hypervisor::KeyError;
@@ -98,7 +100,15 @@ fn rig() -> Rig {
         restart_policy: Default::default(),
     };
     let keys = Arc::new(Source::default());
-    let agent = Agent::open(Peer { uuid: Uuid::nil(), folder, spec: Some(spec), keys, view: sender });
+    let desired = DesiredVm {
+        uuid: Uuid::nil(),
+        generation: 1,
+        run_state: RunState::Running,
+        stop: StopMode::Hard,
+        boot_epoch: 1,
+        spec: Some(spec),
+    };
+    let agent = Agent::open(Peer { desired: Arc::new(desired), folder, keys, view: sender });
     Rig { agent, view, listener, _dir: dir }
 }
 
