@@ -11,7 +11,7 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
-use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::provisions::{self, Provision};
 use holdfast_store::vms::{self, NewVm, Vm};
@@ -241,6 +241,7 @@ impl Control {
                 Touch { kind: "node", id: node.id, role: "placed_on" },
             ],
             status_code: 200,
+            if_busy: IfBusy::Refuse,
         };
         vm_operation_accept(&mut tx, who, info, submit, now).await?;
         let vm = Store::vm_in(&mut tx, vm_id).await?;

@@ -51,6 +51,8 @@ pub struct Settings {
     pub node_patience: Duration,
     /// How long a log URL works.
     pub log_url_lifetime: Duration,
+    /// Operations that may wait for one resource, where they may wait at all.
+    pub queue_limit: i64,
 }
 
 impl Default for Settings {
@@ -62,6 +64,7 @@ impl Default for Settings {
             deadlines: Deadlines::default(),
             node_patience: Duration::from_secs(20),
             log_url_lifetime: Duration::from_secs(3600),
+            queue_limit: 16,
         }
     }
 }

@@ -3,15 +3,15 @@
 use holdfast_engine::{Plan, ops};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::hashid::{self, Prefix};
-use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{StopMode, VmStatus};
-use holdfast_store::Store;
-use holdfast_store::accept::{Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::desired::vm_is_leaving;
 use holdfast_store::history::Operation;
-use holdfast_store::idempotency::idempotency_take;
+use holdfast_store::idempotency::{idempotency_operation, idempotency_take};
 use holdfast_store::interventions::operation_link_retry;
+use holdfast_store::queue::{self, provisional};
 use holdfast_store::vms::{By, Vm};
+use holdfast_store::{Store, Tx};
 use uuid::Uuid;
 
 use crate::{Control, Principal, RequestInfo};
@@ -73,22 +73,21 @@ impl Control {
     }
 
     pub async fn vm_power_on(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        self.vm_change(who, info, id, &ops::VM_POWER_ON, StopMode::Hard, &MAY_START).await
+        self.vm_change(who, info, id, &ops::VM_POWER_ON, StopMode::Hard).await
     }
 
     pub async fn vm_power_off(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        self.vm_change(who, info, id, &ops::VM_POWER_OFF, GRACE, &MAY_STOP).await
+        self.vm_change(who, info, id, &ops::VM_POWER_OFF, GRACE).await
     }
 
     /// With `force` the guest gets no time to stop its app.
     pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str, force: bool) -> Result<Vm, Error> {
         let stop = if force { StopMode::Hard } else { GRACE };
-        self.vm_change(who, info, id, &ops::VM_RESTART, stop, &MAY_STOP).await
+        self.vm_change(who, info, id, &ops::VM_RESTART, stop).await
     }
 
     pub async fn vm_delete(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        // What is destroyed needs no time to save itself.
-        self.vm_change(who, info, id, &ops::VM_DELETE, StopMode::Hard, &VmStatus::ALL).await
+        self.vm_change(who, info, id, &ops::VM_DELETE, stop_of(&ops::VM_DELETE)).await
     }
 
     async fn vm_change(
@@ -98,10 +97,28 @@ impl Control {
         id: &str,
         plan: &'static Plan,
         stop: StopMode,
-        allowed: &[VmStatus],
     ) -> Result<Vm, Error> {
-        let request = Submission { plan, stop, allowed, retry_of: None };
-        self.vm_submit(who, info, id, request).await.map(|(vm, _)| vm)
+        let status_code = if plan.target == VmStatus::Deleted { 204 } else { 200 };
+        let request = Submission { plan, stop, if_busy: IfBusy::Refuse, retry_of: None, status_code };
+        self.vm_submit(who, info, id, request).await.map(|submitted| submitted.vm)
+    }
+
+    /// Accepts an operation on the CVM with this UUID, which waits for its turn when the CVM is busy.
+    pub async fn vm_queue(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        uuid: &str,
+        plan: &'static Plan,
+    ) -> Result<Operation, Error> {
+        if uuid.len() != 36 || Uuid::try_parse(uuid).is_err() {
+            return Err(not_found());
+        }
+        let if_busy = IfBusy::Queue { limit: self.settings.queue_limit };
+        let request = Submission { plan, stop: stop_of(plan), if_busy, retry_of: None, status_code: 200 };
+        let Submitted { operation, .. } = self.vm_submit(who, info, uuid, request).await?;
+        let operation = operation.ok_or_else(|| Error::internal("an idempotency key without its operation"))?;
+        self.operation_find(who, &operation.to_string()).await
     }
 
     /// Accepts a failed operation's plan again, on the same CVM.
@@ -112,28 +129,22 @@ impl Control {
         failed: &Operation,
         plan: &'static Plan,
     ) -> Result<Uuid, Error> {
-        let stop = if plan.target == VmStatus::Deleted { StopMode::Hard } else { GRACE };
-        let allowed = match plan.name {
-            name if name == ops::VM_POWER_ON.name => &MAY_START[..],
-            name if name == ops::VM_DELETE.name => &VmStatus::ALL[..],
-            _ => &MAY_STOP[..],
-        };
-        let request = Submission { plan, stop, allowed, retry_of: Some(failed.id) };
-        let (_, operation) = self.vm_submit(who, info, &failed.resource_uuid, request).await?;
+        let (stop, retry_of) = (stop_of(plan), Some(failed.id));
+        let request = Submission { plan, stop, if_busy: IfBusy::Refuse, retry_of, status_code: 202 };
+        let Submitted { operation, .. } = self.vm_submit(who, info, &failed.resource_uuid, request).await?;
         // A repetition under the same idempotency key accepted nothing new: the first answer stands.
         Ok(operation.unwrap_or(failed.uuid.parse().map_err(Error::internal)?))
     }
 
-    /// Accepts an operation on a CVM that exists. Returns the CVM as it is from now on, and the operation's id unless
-    /// the request was a repetition.
+    /// Accepts an operation on a CVM that exists.
     async fn vm_submit(
         &self,
         who: &Principal,
         info: &RequestInfo,
         id: &str,
-        request: Submission<'_>,
-    ) -> Result<(Vm, Option<Uuid>), Error> {
-        let Submission { plan, stop, allowed, retry_of } = request;
+        request: Submission,
+    ) -> Result<Submitted, Error> {
+        let Submission { plan, stop, if_busy, retry_of, status_code } = request;
         let vm_id = match &info.idempotency {
             // What a repeated delete deleted is not found any more, and still is what it was about.
             Some(_) => self.vm_find_any(who, id).await?.id,
@@ -144,43 +155,24 @@ impl Control {
         if let Some(key) = &info.idempotency
             && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
         {
-            return Ok((Store::vm_in(&mut tx, vm_id).await?, None));
+            let operation = idempotency_operation(&mut tx, who.workspace_id, key).await?;
+            let operation = operation.map(|uuid| uuid.parse().map_err(Error::internal)).transpose()?;
+            return Ok(Submitted { vm: Store::vm_in(&mut tx, vm_id).await?, operation });
         }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
-        if vm.deleted_at.is_some() {
-            return Err(not_found());
-        }
-        let status = vm.status()?;
-        if vm.in_progress() {
-            let running = vm.operation_type.as_deref().unwrap_or("operation");
-            return Err(Error::new(Code::Busy, format!("A {running} of \"{}\" is running.", vm.name)));
-        }
-        if plan.target != VmStatus::Deleted && vm_is_leaving(&mut tx, vm_id).await? {
-            let message = format!("\"{}\" is being removed; it can only be deleted.", vm.name);
-            return Err(Error::new(Code::WrongState, message));
-        }
-        if !allowed.contains(&status) {
-            let words: Vec<_> = allowed.iter().map(|s| s.as_str()).collect();
-            let message = format!(
-                "\"{}\" is {}; {} needs it to be {}.",
-                vm.name,
-                status.as_str(),
-                plan.name.replace('_', " "),
-                words.join(" or ")
-            );
-            return Err(Error::new(Code::WrongState, message));
-        }
+        let from = check_turn(&mut tx, &vm, plan, if_busy).await?;
         let submit = VmSubmit {
             plan,
             vm_id,
             vm_uuid: &vm.uuid,
             vm_name: &vm.name,
             compose_hash: &vm.compose_hash,
-            status_before: status,
+            status_before: vm.status()?,
             request: serde_json::json!({ "stop": stop }),
-            diff: status_diff(status, plan.target),
+            diff: provisional(&from, plan).into_iter().map(|entry| ("status".to_owned(), entry)).collect(),
             touches: vec![Touch { kind: "node", id: vm.node_id, role: "placed_on" }],
-            status_code: if plan.target == VmStatus::Deleted { 204 } else { 200 },
+            status_code,
+            if_busy,
         };
         let (operation, uuid) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
         if let Some(of) = retry_of {
@@ -189,29 +181,55 @@ impl Control {
         let vm = Store::vm_in(&mut tx, vm_id).await?;
         holdfast_store::commit(tx).await?;
         self.ring_work();
-        Ok((vm, Some(uuid)))
+        Ok(Submitted { vm, operation: Some(uuid) })
     }
 }
 
 /// What is asked of a CVM.
-struct Submission<'a> {
+struct Submission {
     plan: &'static Plan,
     stop: StopMode,
-    /// Statuses it may be asked in.
-    allowed: &'a [VmStatus],
+    if_busy: IfBusy,
     /// The failed operation that this repeats.
     retry_of: Option<i64>,
+    /// What the audit row says that the caller got.
+    status_code: u16,
 }
 
-const MAY_START: [VmStatus; 3] = [VmStatus::Stopped, VmStatus::Exited, VmStatus::Error];
-const MAY_STOP: [VmStatus; 4] = [VmStatus::Running, VmStatus::Starting, VmStatus::Exited, VmStatus::Error];
+/// What came of it.
+struct Submitted {
+    /// As it is from now on.
+    vm: Vm,
+    /// `None` for a repetition of something that accepted none.
+    operation: Option<Uuid>,
+}
 
-fn status_diff(from: VmStatus, to: VmStatus) -> Diff {
-    if from == to {
-        return Diff::new();
+/// Refuses a plan that cannot begin, and not wait either. Returns the status that it should find when its turn comes.
+async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBusy) -> Result<String, Error> {
+    if vm.deleted_at.is_some() {
+        return Err(not_found());
     }
-    let entry = FieldDiff { from: Some(Value::from(from.as_str())), to: Some(Value::from(to.as_str())) };
-    Diff::from([("status".to_owned(), entry)])
+    match (queue::line(tx, "vm", vm.id).await?, if_busy) {
+        // Whether it may begin is decided when its turn comes.
+        (Some(line), IfBusy::Queue { .. }) => Ok(line.ends_as),
+        (Some(line), IfBusy::Refuse) => {
+            let running = line.running.as_deref().unwrap_or("operation");
+            Err(Error::new(Code::Busy, format!("A {running} of \"{}\" is running.", vm.name)))
+        }
+        (None, _) => {
+            let (status, leaving) = (vm.status()?, vm_is_leaving(tx, vm.id).await?);
+            match plan.refusal(&format!("\"{}\"", vm.name), status, leaving) {
+                Some(failure) => Err(Error::new(failure.code, failure.message)),
+                None => Ok(status.as_str().to_owned()),
+            }
+        }
+    }
+}
+
+/// How a plan stops the guest where its caller does not say.
+fn stop_of(plan: &Plan) -> StopMode {
+    // What is destroyed needs no time to save itself.
+    if plan.target == VmStatus::Deleted { StopMode::Hard } else { GRACE }
 }
 
 pub(crate) fn not_found() -> Error {

@@ -83,6 +83,7 @@ codes! {
     NotRetryable      = "HF-0131", 409, None, "Ask for the change anew; the message says how.";
     IdempotencyMismatch = "HF-0132", 422, None, "Use a new key for a new request.";
     IdempotencyInvalid = "HF-0133", 400, None, "Send 1 to 255 visible ASCII characters as Idempotency-Key.";
+    QueueFull         = "HF-0135", 409, None, "Wait until some of the operations that wait for the resource are over, or cancel one.";
 
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";

@@ -8,7 +8,9 @@ use holdfast_model::vm::VmStatus;
 use uuid::Uuid;
 
 use crate::audit::{self, RequestInfo, audit_insert};
+use crate::idempotency::idempotency_link;
 use crate::operations::event_append;
+use crate::queue;
 use crate::tenancy::Principal;
 use crate::vms::vm_set_status;
 use crate::{Tx, fault, is_duplicate, json};
@@ -19,6 +21,22 @@ pub struct Touch {
     pub kind: &'static str,
     pub id: i64,
     pub role: &'static str,
+}
+
+impl Touch {
+    /// Only one operation at a time has it.
+    fn is_claim(&self) -> bool {
+        self.role == "target"
+    }
+}
+
+/// What becomes of an operation when another one holds or waits for what it claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfBusy {
+    /// It is not accepted.
+    Refuse,
+    /// It is accepted and waits for its turn, unless `limit` operations wait for the resource already.
+    Queue { limit: i64 },
 }
 
 /// An operation on a VM, as the caller asked for it.
@@ -39,10 +57,12 @@ pub struct VmSubmit<'a> {
     pub touches: Vec<Touch>,
     /// HTTP status that the audit row says the caller got.
     pub status_code: u16,
+    pub if_busy: IfBusy,
 }
 
-/// Writes operation, claim, first event, resource status and audit row. Fails with `Busy` when another operation holds
-/// the VM. Returns the operation's row and public id.
+/// Writes operation, claim or place in the line, first event, resource status and audit row. Fails with `Busy` when
+/// another operation is there and this one may not wait, with `QueueFull` when it may but too many do. Returns the
+/// operation's row and public id.
 pub async fn vm_operation_accept(
     tx: &mut Tx,
     who: &Principal,
@@ -52,13 +72,29 @@ pub async fn vm_operation_accept(
 ) -> Result<(i64, Uuid), Error> {
     let plan = submit.plan;
     let uuid = Uuid::new_v4();
+    let mut touches = submit.touches;
+    touches.push(Touch { kind: "vm", id: submit.vm_id, role: "target" });
+    // Sorted, so that two operations that claim several resources cannot wait for each other.
+    touches.sort();
+    let mut waits = false;
+    for touch in touches.iter().filter(|touch| touch.is_claim()) {
+        let Some(line) = queue::line(tx, touch.kind, touch.id).await? else { continue };
+        match submit.if_busy {
+            IfBusy::Refuse => return Err(busy(submit.vm_name)),
+            IfBusy::Queue { limit } if line.waiting >= limit => {
+                let message = format!("{} operations wait for \"{}\" already.", line.waiting, submit.vm_name);
+                return Err(Error::new(Code::QueueFull, message));
+            }
+            IfBusy::Queue { .. } => waits = true,
+        }
+    }
     let id: i64 = sqlx::query_scalar(
         "INSERT INTO operation (uuid, workspace_id, project_id, kind, verb, operation_type, plan_version, target_state,
             resource_id, resource_uuid, resource_name, compose_hash, user_id, username, email, api_key_id,
             client_address, request_id, trace_id, request, diff, status, status_before, direction, step, step_entered,
             generation, sub_operations, wake_at, lease_token, attempts, created_at, updated_at, diff_accepted)
          VALUES ($1, $2, (SELECT project_id FROM vm WHERE id = $8), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-            $15, $16, $17, $18, $19, $20, 'pending', $21, 'forward', 0, FALSE, 0, '[]', $22, 0, 0, $22, $22, $20)
+            $15, $16, $17, $18, $19, $20, 'pending', $21, 'forward', 0, FALSE, 0, '[]', $23, 0, 0, $22, $22, $20)
          RETURNING id",
     )
     .bind(uuid.to_string())
@@ -83,36 +119,35 @@ pub async fn vm_operation_accept(
     .bind(json(&submit.diff)?)
     .bind(submit.status_before.as_str())
     .bind(now.micros())
+    .bind((!waits).then_some(now.micros()))
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
 
-    let mut touches = submit.touches;
-    touches.push(Touch { kind: "vm", id: submit.vm_id, role: "target" });
-    // Sorted, so that two operations that claim several resources cannot wait for each other.
-    touches.sort();
     for touch in touches {
         let claimed = sqlx::query(
-            "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held, waiting)
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(id)
         .bind(touch.kind)
         .bind(touch.id)
         .bind(touch.role)
-        .bind(touch.role == "target")
+        .bind(touch.is_claim() && !waits)
+        .bind(touch.is_claim() && waits)
         .execute(&mut **tx)
         .await;
         match claimed {
             Ok(_) => {}
-            Err(e) if is_duplicate(&e) => {
-                let message = format!("Another operation on \"{}\" is running.", submit.vm_name);
-                return Err(Error::new(Code::Busy, message));
-            }
+            Err(e) if is_duplicate(&e) => return Err(busy(submit.vm_name)),
             Err(e) => return Err(fault(e)),
         }
     }
-    vm_set_status(tx, submit.vm_id, plan.accepted, now).await?;
-    event_append(tx, id, &plan.event("start"), None, plan.accepted, now).await?;
+    let state = if waits { submit.status_before } else { plan.accepted };
+    if !waits {
+        vm_set_status(tx, submit.vm_id, plan.accepted, now).await?;
+    }
+    event_append(tx, id, &plan.event("start"), None, state, now).await?;
     let entry = audit::Entry {
         action: &format!("{}.{}", plan.kind.as_str(), plan.name),
         target_type: plan.kind.as_str(),
@@ -121,5 +156,12 @@ pub async fn vm_operation_accept(
         status_code: submit.status_code,
     };
     audit_insert(tx, who, info, entry, now).await?;
+    if let Some(key) = &info.idempotency {
+        idempotency_link(tx, who.workspace_id, key, id).await?;
+    }
     Ok((id, uuid))
+}
+
+fn busy(name: &str) -> Error {
+    Error::new(Code::Busy, format!("Another operation on \"{name}\" is running."))
 }

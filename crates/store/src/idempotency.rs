@@ -113,3 +113,28 @@ pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Times
     .map_err(fault)?;
     known.check(key).map(|()| false)
 }
+
+/// The operation that was accepted under a key: its public id.
+pub async fn idempotency_operation(tx: &mut Tx, workspace: i64, key: &Key) -> Result<Option<String>, Error> {
+    sqlx::query_scalar(
+        "SELECT o.uuid FROM idempotency_key k JOIN operation o ON o.id = k.operation_id
+         WHERE k.workspace_id = $1 AND k.key = $2",
+    )
+    .bind(workspace)
+    .bind(&key.key)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)
+}
+
+/// Notes which operation was accepted under a key.
+pub(crate) async fn idempotency_link(tx: &mut Tx, workspace: i64, key: &Key, operation: i64) -> Result<(), Error> {
+    sqlx::query("UPDATE idempotency_key SET operation_id = $3 WHERE workspace_id = $1 AND key = $2")
+        .bind(workspace)
+        .bind(&key.key)
+        .bind(operation)
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+        .map_err(fault)
+}

@@ -3,13 +3,14 @@
 //! The one rule: the check and the write are one transaction, so a cancel that was accepted is one that the engine will
 //! find before the pivot.
 
-use holdfast_engine::{Direction, ops};
+use holdfast_engine::{Direction, Failure, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Status;
 use holdfast_model::vm::VmStatus;
 
 use crate::operations::event_append;
+use crate::queue::{claims_end, is_waiting, waiting_end};
 use crate::vms::vm_set_status;
 use crate::{Tx, fault, stored};
 
@@ -38,7 +39,8 @@ async fn row(tx: &mut Tx, operation: i64) -> Result<(Row, Status), Error> {
     Ok((row, status))
 }
 
-/// Asks for a cancel. Refused when the operation is over, is being undone already, or is past its pivot.
+/// Asks for a cancel. Refused when the operation is over, is being undone already, or is past its pivot. One that waits
+/// in line is over at once.
 pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timestamp) -> Result<(), Error> {
     let (row, status) = row(tx, operation).await?;
     let refuse = |why: String| Err(Error::new(Code::NotCancellable, why));
@@ -57,15 +59,20 @@ pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timest
     }
     sqlx::query(
         "UPDATE operation SET cancel_requested_at = COALESCE(cancel_requested_at, $2),
-            cancelled_by = COALESCE(cancelled_by, $3), wake_at = $2, updated_at = $2 WHERE id = $1",
+            cancelled_by = COALESCE(cancelled_by, $3), updated_at = $2,
+            wake_at = CASE WHEN wake_at IS NULL THEN NULL ELSE $2 END WHERE id = $1",
     )
     .bind(operation)
     .bind(now.micros())
     .bind(by)
     .execute(&mut **tx)
     .await
-    .map(drop)
-    .map_err(fault)
+    .map_err(fault)?;
+    if !is_waiting(tx, operation).await? {
+        return Ok(());
+    }
+    let failure = Failure { code: Code::Cancelled, message: format!("cancelled by {by}"), internal: None };
+    waiting_end(tx, operation, (Status::Cancelled, &failure), now).await
 }
 
 /// Gives a stuck operation up: it becomes failed, its claims are free, its resource stays in `error` for a person to
@@ -87,16 +94,12 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
-    sqlx::query("UPDATE operation_resource SET held = FALSE WHERE operation_id = $1")
-        .bind(operation)
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
     vm_set_status(tx, row.resource_id, VmStatus::Error, now).await?;
     let version = u32::try_from(row.plan_version).unwrap_or(0);
     let event = ops::find(&row.operation_type, version).map(|plan| plan.event("error"));
     let event = event.unwrap_or_else(|| format!("instance.{}.error", row.operation_type));
-    event_append(tx, operation, &event, None, VmStatus::Error, now).await
+    event_append(tx, operation, &event, None, VmStatus::Error, now).await?;
+    claims_end(tx, operation, now).await
 }
 
 /// Links a new operation to the failed one that it repeats.

@@ -23,6 +23,7 @@ mod lock;
 pub mod nodes;
 pub mod operations;
 pub mod provisions;
+pub mod queue;
 pub mod tenancy;
 pub mod verify;
 pub mod vms;

@@ -14,6 +14,7 @@ use holdfast_model::vm::{StopMode, VmStatus};
 
 use crate::desired::{desired_of, desired_write, report_of};
 use crate::nodes::column;
+use crate::queue::{claims_end, queue_recover};
 use crate::vms::{vm_release, vm_set_status};
 use crate::{Store, Tx, commit, fault, from_json, json, stored};
 
@@ -106,6 +107,7 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(fault)?;
+        queue_recover(&mut tx, now).await?;
         // What a node said to the server before is old; it is ready again when it says so to this one.
         sqlx::query("UPDATE node SET ready = FALSE, reason = 'it has not reported since the server started'")
             .execute(&mut *tx)
@@ -132,7 +134,8 @@ pub async fn operation_load(
     now: Timestamp,
 ) -> Result<Option<(Record, World)>, Error> {
     let row: Option<RecordRow> = sqlx::query_as(
-        "SELECT o.resource_id, o.status, o.status_before, o.direction, o.step, o.step_entered, o.step_started_at,
+        "SELECT o.resource_id, o.status, COALESCE(o.status_claimed, o.status_before) AS status_before,
+                o.direction, o.step, o.step_entered, o.step_started_at,
                 o.deadline_at, o.generation, o.sub_operations, o.cancelled_by, o.error_code, o.error_message,
                 o.error_internal, o.diff, v.status AS vm_status, n.last_seen_at AS node_last_seen_at
          FROM operation o JOIN vm v ON v.id = o.resource_id JOIN node n ON n.id = v.node_id
@@ -240,11 +243,7 @@ pub async fn operation_write(
         event_append(tx, claimed.id, &event.event_type, event.step.as_deref(), event.state, now).await?;
     }
     if over {
-        sqlx::query("UPDATE operation_resource SET held = FALSE WHERE operation_id = $1")
-            .bind(claimed.id)
-            .execute(&mut **tx)
-            .await
-            .map_err(fault)?;
+        claims_end(tx, claimed.id, now).await?;
     }
     Ok(true)
 }

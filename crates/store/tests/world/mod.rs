@@ -6,7 +6,7 @@ use holdfast_model::error::Error;
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Accelerator, Capacity, Outcome, Phase, Register, VmReport};
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
-use holdfast_store::accept::{VmSubmit, vm_operation_accept};
+use holdfast_store::accept::{IfBusy, VmSubmit, vm_operation_accept};
 use holdfast_store::audit::RequestInfo;
 use holdfast_store::tenancy::Principal;
 use holdfast_store::vms::NewVm;
@@ -100,6 +100,7 @@ pub fn submit<'a>(vm_id: i64, vm_uuid: &'a str, vm_name: &'a str) -> VmSubmit<'a
         diff: Default::default(),
         touches: Vec::new(),
         status_code: 200,
+        if_busy: IfBusy::Refuse,
     }
 }
 
