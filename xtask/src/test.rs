@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::artifacts::{self, Build, cargo};
 use crate::parts::{Outcome, Parts};
-use crate::{deny, packages, root, sim, ui};
+use crate::{crash, deny, packages, root, sim, ui};
 
 /// Name, what it checks. In the order in which they run: what fails fast comes first.
 const PARTS: &[(&str, &str)] = &[
@@ -21,6 +21,7 @@ const PARTS: &[(&str, &str)] = &[
     ("advisories", "no dependency has a known hole"),
     ("unit", "unit, property and API tests, and the OpenAPI documents"),
     ("sim", "the invariants of operations, in 2,000 simulated runs full of faults"),
+    ("crash", "the server stopped dead at every commit and every effect of every plan"),
     ("simulated", "crashes, bad input and restarts, with simulated VMs"),
     ("real", "the official command line against real VMs"),
     ("up", "what a newcomer's first command does"),
@@ -61,6 +62,10 @@ pub fn run(words: &[&str]) -> Result<()> {
             }
             "sim" => {
                 sim::run(&["--seeds", sim::SEEDS])?;
+                Ok(Outcome::Passed)
+            }
+            "crash" => {
+                crash::run(&[])?;
                 Ok(Outcome::Passed)
             }
             "simulated" => end_to_end("simulated", filter, product.binary()?),

@@ -95,12 +95,12 @@ fn deploy(client: &Client, server: &Server, name: &str, compose: &str) -> Result
     let cvm = cvm["vm_uuid"].as_str().context("the commit answer has no vm_uuid")?.to_owned();
     let qemu = until(LIMIT, "QEMU runs", || Ok(process::vms_of(server.data_dir()).first().copied()))?;
     let qemu = started_at(qemu)?;
+    let operation = wait(client, &cvm)?;
     let url = until(LIMIT, "the app has a URL", || Ok(client.app_urls(&cvm)?.into_iter().next()))?;
     let answers = until(LIMIT, "the app answers", || {
         let answer = client.send("GET", &url, &[], None).ok().filter(|a| a.status == 200);
         answer.map(|_| since_midnight()).transpose()
     })?;
-    let operation = operation::settle(client, &cvm, LIMIT)?;
     let after = |moment: f64| (moment - request).rem_euclid(DAY);
     let times = Deployed {
         qemu: after(qemu),
@@ -111,10 +111,20 @@ fn deploy(client: &Client, server: &Server, name: &str, compose: &str) -> Result
     Ok((cvm, times))
 }
 
+/// The newest operation of the CVM when it is over. Asked for in long waits: neither server nor guest is to be kept busy
+/// while it boots, because by hand nobody does that either.
+fn wait(client: &Client, cvm: &str) -> Result<Value> {
+    let id = operation::newest(client, cvm)?["id"].as_str().context("an operation without an id")?.to_owned();
+    until(LIMIT, "the deployment is over", || {
+        let operation = client.get(&format!("/holdfast/v1/operations/{id}/wait?timeout=30"))?.ok()?;
+        Ok(operation::is_over(&operation).then_some(operation))
+    })
+}
+
 const DAY: f64 = 86_400_000.0;
 
 /// Milliseconds since midnight UTC, which is all that has to be compared.
-fn since_midnight() -> Result<f64> {
+pub fn since_midnight() -> Result<f64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1000.0 % DAY)
 }
 
@@ -127,7 +137,7 @@ fn step_end(operation: &Value, step: &str) -> Result<f64> {
 }
 
 /// `2026-01-31T12:34:56.789012Z` in milliseconds since midnight.
-fn time_of_day(text: &str) -> Option<f64> {
+pub fn time_of_day(text: &str) -> Option<f64> {
     let (_, time) = text.trim_end_matches('Z').trim_end_matches("+00:00").split_once('T')?;
     let mut parts = time.split(':');
     let hours: f64 = parts.next()?.parse().ok()?;
