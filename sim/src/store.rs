@@ -232,7 +232,7 @@ impl Store {
             exit_reason: r.exit_reason.clone(),
         });
         let node_online = self.homes[vm.node].last_seen.micros() >= now.micros() - PATIENCE;
-        let world = World { status: vm.status, desired: vm.desired.map(|d| desired(&d)), observed, node_online };
+        let world = World { status: vm.status, desired: vm.desired.map(|d| desired(&d)), observed, node_online, change: None };
         Some((op.record.clone(), world))
     }
 

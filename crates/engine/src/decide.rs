@@ -6,8 +6,9 @@ use holdfast_model::operation::{FieldDiff, Status, Value};
 use holdfast_model::vm::{RunState, VmStatus};
 use holdfast_model::{Timestamp, guest};
 
-use crate::plan::{Action, Deadlines, Plan, Step, Undo, Until, Want};
+use crate::plan::{Action, Deadline, Deadlines, Plan, Step, Undo, Until, Want};
 use crate::record::{Decision, Desired, DesiredChange, Direction, EventOut, Failure, Next, Record, World};
+use crate::revision::{Change, Effect};
 
 /// Moves an operation as far as it can go now.
 ///
@@ -23,6 +24,7 @@ pub fn decide(plan: &Plan, record: &Record, world: &World, deadlines: &Deadlines
             record: record.clone(),
             events: Vec::new(),
             desired: None,
+            revise: None,
             status: None,
             release: false,
             next: Next::Never,
@@ -78,14 +80,20 @@ impl Run<'_> {
                 self.fail(step, refusal);
                 return None;
             }
+            if matches!(step.action, Action::Await(until) if self.is_needless(until)) {
+                self.leave(index + 1);
+                return None;
+            }
             self.enter(step.name, self.deadlines.of(step.deadline));
-            if let Action::Want(want) = step.action {
-                self.want(want);
+            match step.action {
+                Action::Want(want) => self.want(want),
+                Action::Revise => self.revise(),
+                Action::Reserved | Action::Await(_) | Action::Release => {}
             }
             return None;
         }
         let found = match step.action {
-            Action::Reserved | Action::Want(_) => Found::Yes,
+            Action::Reserved | Action::Want(_) | Action::Revise => Found::Yes,
             Action::Await(until) => self.look(until),
             Action::Release => {
                 self.out.release = true;
@@ -126,21 +134,31 @@ impl Run<'_> {
         };
         let name = format!("undo_{name}");
         if !self.out.record.entered {
-            self.enter(&name, self.deadlines.of(crate::plan::Deadline::Remove));
+            let deadline = if matches!(undo, Undo::Revise(_)) { Deadline::Launch } else { Deadline::Remove };
+            self.enter(&name, self.deadlines.of(deadline));
             match undo {
                 Undo::Want(want, _) => self.want(want),
+                Undo::Revise(_) => self.revise(),
                 Undo::Release => self.out.release = true,
             }
             return None;
         }
-        let Undo::Want(_, until) = undo else {
-            self.event(Some(name), "end");
-            return self.undo_next(index);
+        let found = match undo {
+            Undo::Release => Found::Yes,
+            Undo::Revise(until) if self.is_needless(until) => Found::Yes,
+            Undo::Want(_, until) | Undo::Revise(until) => self.look(until),
         };
-        match self.look(until) {
+        match found {
             Found::Yes => {
                 self.event(Some(name), "end");
                 self.undo_next(index)
+            }
+            // The node did as it was told; that the app does not come up again is nothing that it refused.
+            Found::Failed(failure) if matches!(failure.code, Code::BootFailed | Code::GuestExited) => {
+                self.event(Some(name), "error");
+                self.set_status(VmStatus::Error);
+                self.finish(self.end_of_undo(), "error");
+                None
             }
             Found::Failed(failure) => {
                 self.event(Some(name), "error");
@@ -185,7 +203,7 @@ impl Run<'_> {
         let back_to = match self.out.release {
             true => VmStatus::Deleted,
             false if stopped => VmStatus::Stopped,
-            false => self.out.record.status_before,
+            false => self.settled(),
         };
         self.set_status(back_to);
         self.finish(self.end_of_undo(), "error");
@@ -246,7 +264,7 @@ impl Run<'_> {
         self.leave(self.out.record.step);
         self.out.record.status = status;
         if status == Status::Done {
-            self.set_status(self.plan.target);
+            self.set_status(if self.plan.revises() { self.settled() } else { self.plan.target });
         }
         if self.removed() && !self.out.release {
             // The node removed it while this operation held the VM, and will not say so again.
@@ -280,30 +298,86 @@ impl Run<'_> {
 
     /// Why the step must not begin: nothing begins in a wrong status, and nothing revives what is to be removed.
     fn refusal(&self, step: &Step) -> Option<Failure> {
-        let revives = matches!(step.action, Action::Want(want) if self.revives(want));
+        let revives = match step.action {
+            Action::Want(want) => self.revives(want.run_state),
+            Action::Revise => self.revives(RunState::Running),
+            Action::Reserved | Action::Await(_) | Action::Release => false,
+        };
         let first = self.out.record.sub_operations.is_empty();
         (first || revives).then(|| self.plan.refusal("The VM", self.out.record.status_before, revives))?
     }
 
     /// True when the VM was to be removed and now should live again: its node may have removed its disks already.
-    fn revives(&self, want: Want) -> bool {
+    fn revives(&self, run_state: RunState) -> bool {
         let removed = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Absent);
-        removed && want.run_state != RunState::Absent
+        removed && run_state != RunState::Absent
     }
 
     /// Writes desired state in a new generation, and the diff it makes.
     fn want(&mut self, want: Want) {
         let old = self.world.desired.clone();
-        let generation = old.as_ref().map_or(0, |d| d.generation) + 1;
-        let old_epoch = old.as_ref().map_or(0, |d| d.boot_epoch);
-        let boot_epoch = old_epoch + u64::from(want.new_epoch);
-        let new = Desired { generation, run_state: want.run_state, boot_epoch };
+        let new = self.desire(want);
         if self.out.record.direction == Direction::Forward {
             self.rediff(old.as_ref(), &new);
         }
-        self.out.desired = Some(DesiredChange { generation, run_state: want.run_state, boot_epoch });
+    }
+
+    fn desire(&mut self, Want { run_state, new_epoch }: Want) -> Desired {
+        let (generation, epoch) = self.world.desired.as_ref().map_or((0, 0), |d| (d.generation, d.boot_epoch));
+        let (generation, boot_epoch) = (generation + 1, epoch + u64::from(new_epoch));
+        let new = Desired { generation, run_state, boot_epoch };
+        self.out.desired = Some(DesiredChange { generation, run_state, boot_epoch });
         self.out.record.generation = generation;
-        self.world.desired = Some(new);
+        self.world.desired = Some(new.clone());
+        new
+    }
+
+    /// Puts a revision in force, and the diff of the operation. What the node has to know goes to it in a new generation;
+    /// a VM that was not well before gets the revision by starting anew, because a guest that hangs would not take it.
+    fn revise(&mut self) {
+        let direction = self.out.record.direction;
+        let Some(Change { effect, diff }) = self.world.change.clone() else {
+            self.out.record.diff.clear();
+            return;
+        };
+        if direction == Direction::Forward {
+            self.out.record.diff = diff;
+        }
+        self.out.revise = Some(direction);
+        let Some(run_state) = self.world.desired.as_ref().map(|d| d.run_state) else { return };
+        if effect == Effect::Written {
+            return;
+        }
+        let well = self.out.record.status_before == VmStatus::Running && self.is_there(Until::AgentUp);
+        let new_epoch = run_state == RunState::Running && (effect == Effect::Restart || !well);
+        self.desire(Want { run_state, new_epoch });
+    }
+
+    /// The node has said so, whatever generation it spoke of.
+    fn is_there(&self, until: Until) -> bool {
+        let (Some(desired), Some(seen)) = (&self.world.desired, &self.world.observed) else { return false };
+        let running = seen.phase == Phase::Running && seen.boot_epoch >= desired.boot_epoch;
+        match until {
+            Until::Started => running,
+            Until::AgentUp => running && seen.agent,
+            _ => false,
+        }
+    }
+
+    /// A step of an update that waits for what is there already, or for what nobody wants.
+    fn is_needless(&self, until: Until) -> bool {
+        let unchanged = self.world.change.as_ref().is_none_or(|change| change.effect == Effect::Written);
+        let runs = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Running);
+        self.plan.revises() && (unchanged || !runs || self.is_there(until))
+    }
+
+    /// The status of a VM that was left running or not, as it was: what was seen of it, or else what it was before.
+    fn settled(&self) -> VmStatus {
+        let runs = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Running);
+        match self.look(Until::AppUp) {
+            Found::Yes if runs => VmStatus::Running,
+            _ => self.out.record.status_before,
+        }
     }
 
     /// The `status` entry of the diff says what really changes, now that the claim is held.
@@ -342,8 +416,10 @@ impl Run<'_> {
         let booting = matches!(until, Until::Started | Until::AgentUp | Until::AppUp);
         // What the guest says counts once it speaks of the app that this operation wants, not of the one before.
         let of_this_app = observed.app_revision >= self.out.record.generation;
+        // Without any configuration yet, it is the boot of this epoch that failed.
+        let error_counts = of_this_app || observed.app_revision == 0;
         if booting && in_epoch {
-            if let Some(guest::BootError { step, message }) = observed.boot_error.as_ref().filter(|_| of_this_app) {
+            if let Some(guest::BootError { step, message }) = observed.boot_error.as_ref().filter(|_| error_counts) {
                 return Found::Failed(Failure {
                     code: Code::BootFailed,
                     message: format!("boot failed at \"{step}\": {message}"),

@@ -30,6 +30,7 @@ mod observe;
 pub mod ops;
 mod plan;
 mod record;
+pub mod revision;
 
 pub use decide::decide;
 pub use observe::status_of;

@@ -50,6 +50,9 @@ pub enum Action {
     Reserved,
     /// Recompute the diff, write desired state, raise its generation.
     Want(Want),
+    /// Put the operation's revision of the VM in force, and tell the node if it has to know. The VM runs or not as
+    /// before; one that runs starts anew if it must.
+    Revise,
     /// Wait until the node reports it.
     Await(Until),
     /// Give back capacity, ports and name, and end the resource's life.
@@ -84,6 +87,8 @@ pub enum Until {
 pub enum Undo {
     /// Write desired state again, in a new generation, and wait for the node.
     Want(Want, Until),
+    /// Put the revision before in force again, in a new generation, and wait for the VM.
+    Revise(Until),
     /// Give back what the accept transaction reserved.
     Release,
 }
@@ -176,6 +181,17 @@ impl Plan {
             }
         }
         types
+    }
+
+    /// True for an update: it gives the VM another revision and leaves it running or not, as it was.
+    pub fn revises(&self) -> bool {
+        self.steps.iter().any(|step| step.action == Action::Revise)
+    }
+
+    /// Where the resource ends when all goes well, seen from where it is.
+    pub fn target_from(&self, before: VmStatus) -> VmStatus {
+        let waits = self.steps.iter().any(|step| matches!(step.action, Action::Await(_)));
+        if self.revises() && (before == VmStatus::Stopped || !waits) { before } else { self.target }
     }
 
     /// True while a cancel still undoes everything: before the pivot, or before anything has begun.

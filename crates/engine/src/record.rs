@@ -7,6 +7,8 @@ use holdfast_model::operation::Status;
 use holdfast_model::vm::{RunState, VmStatus};
 use holdfast_model::{Timestamp, operation};
 
+use crate::revision::Change;
+
 /// Which way an operation runs through its steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -90,6 +92,8 @@ pub struct World {
     pub observed: Option<Observed>,
     /// The node has been heard of lately.
     pub node_online: bool,
+    /// What an update changes, from the revision that it replaces to its own; `None` when they are the same.
+    pub change: Option<Change>,
 }
 
 /// An event to append, with the status that the resource has at that moment.
@@ -123,6 +127,8 @@ pub struct Decision {
     pub record: Record,
     pub events: Vec<EventOut>,
     pub desired: Option<DesiredChange>,
+    /// Put a revision of the VM in force: forward the operation's own, else the one that it replaced.
+    pub revise: Option<Direction>,
     /// New status of the resource, if it changes.
     pub status: Option<VmStatus>,
     /// Give back capacity, ports and name, and mark the resource deleted.

@@ -5,6 +5,7 @@ mod vm_delete;
 mod vm_power_off;
 mod vm_power_on;
 mod vm_restart;
+mod vm_update;
 
 use crate::plan::{Action, Deadline, Plan, Step, Until};
 use holdfast_model::vm::VmStatus;
@@ -14,9 +15,23 @@ pub use vm_delete::PLAN as VM_DELETE;
 pub use vm_power_off::PLAN as VM_POWER_OFF;
 pub use vm_power_on::PLAN as VM_POWER_ON;
 pub use vm_restart::PLAN as VM_RESTART;
+pub use vm_update::{COMPOSE_UPDATE, ENV_UPDATE, OS_IMAGE_UPDATE, RENAME, RESIZE, UPDATE, VISIBILITY_UPDATE, plan_of};
 
 /// Every plan there is.
-pub const ALL: [&Plan; 5] = [&VM_CREATE, &VM_POWER_ON, &VM_POWER_OFF, &VM_RESTART, &VM_DELETE];
+pub const ALL: [&Plan; 12] = [
+    &VM_CREATE,
+    &VM_POWER_ON,
+    &VM_POWER_OFF,
+    &VM_RESTART,
+    &VM_DELETE,
+    &COMPOSE_UPDATE,
+    &ENV_UPDATE,
+    &RESIZE,
+    &OS_IMAGE_UPDATE,
+    &UPDATE,
+    &VISIBILITY_UPDATE,
+    &RENAME,
+];
 
 /// The plan an operation was accepted with. `None` when this build does not know it (any more).
 pub fn find(name: &str, version: u32) -> Option<&'static Plan> {

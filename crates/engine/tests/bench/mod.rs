@@ -1,11 +1,14 @@
 //! A world of one VM and one node, small enough to see through: decisions are written to it as the store would, and the
 //! node moves one phase towards desired state at a time.
 
-use holdfast_engine::{Deadlines, Decision, Desired, Direction, EventOut, Next, Observed, Plan, Record, World, decide};
+use holdfast_engine::revision::{Change, Effect};
+use holdfast_engine::{
+    Action, Deadlines, Decision, Desired, Direction, EventOut, Next, Observed, Plan, Record, World, decide,
+};
 use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
 use holdfast_model::node::{Outcome, Phase};
-use holdfast_model::operation::Status;
+use holdfast_model::operation::{FieldDiff, Status};
 use holdfast_model::vm::{RunState, VmStatus};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,10 @@ pub struct Bench {
     pub released: bool,
     pub refuse_undo: bool,
     pub silent_undo: bool,
+    /// The guest says that its boot failed, whatever it is given.
+    pub broken_undo: bool,
+    /// The revision that was put in force last.
+    pub in_force: Option<Direction>,
     fault: Option<(&'static str, Fault)>,
     before: World,
     now: Timestamp,
@@ -49,6 +56,7 @@ impl Bench {
             desired: exists.then_some(Desired { generation: 7, run_state, boot_epoch: 2 }),
             observed: exists.then(|| observed(7, phase, 2)),
             node_online: true,
+            change: plan.revises().then(|| change(plan)),
         };
         let record = Record {
             status: Status::Pending,
@@ -73,6 +81,8 @@ impl Bench {
             released: false,
             refuse_undo: false,
             silent_undo: false,
+            broken_undo: false,
+            in_force: None,
             fault: None,
             now: Timestamp(1_000_000),
             next: Next::At(Timestamp(0)),
@@ -105,6 +115,8 @@ impl Bench {
         if let Some(status) = decision.status {
             self.world.status = status;
         }
+        assert!(decision.revise.is_none() || decision.revise != self.in_force, "put in force twice");
+        self.in_force = decision.revise.or(self.in_force);
         assert!(!(self.released && decision.release), "released twice");
         self.released |= decision.release;
         self.events.extend(decision.events);
@@ -137,9 +149,15 @@ impl Bench {
                 let error = BootError { step: "pre-launch".into(), message: "exit status 1".into() };
                 let seen = self.world.observed.get_or_insert_with(|| observed(0, Phase::Running, 0));
                 seen.boot_error = Some(error);
-                seen.app_revision = desired.generation;
+                (seen.generation, seen.app_revision) = (desired.generation, desired.generation);
             }
-            None => self.world.observed = Some(advance(self.world.observed.take(), &desired)),
+            None => {
+                let mut seen = advance(self.world.observed.take(), &desired);
+                if undoing && self.broken_undo && seen.boot_progress.as_deref() == Some("done") {
+                    seen.boot_error = Some(BootError { step: "pre-launch".into(), message: "exit status 2".into() });
+                }
+                self.world.observed = Some(seen);
+            }
         }
     }
 
@@ -184,8 +202,16 @@ impl Bench {
             assert!(!self.released);
             assert_eq!(self.world.status, self.record.status_before);
             assert_eq!(run_state(&self.world), run_state(&self.before));
+            assert_ne!(self.in_force, Some(Direction::Forward), "the revision before is in force");
         }
     }
+}
+
+/// The largest change that a plan can make: its steps are all needed.
+fn change(plan: &Plan) -> Change {
+    let waits = plan.steps.iter().any(|step| matches!(step.action, Action::Await(_)));
+    let entry = FieldDiff { from: Some(1.into()), to: Some(2.into()) };
+    Change { effect: if waits { Effect::Restart } else { Effect::Written }, diff: [("field".to_owned(), entry)].into() }
 }
 
 fn observed(generation: u64, phase: Phase, boot_epoch: u64) -> Observed {
@@ -214,7 +240,7 @@ fn advance(seen: Option<Observed>, desired: &Desired) -> Observed {
         (RunState::Running, Phase::Running) if old.boot_epoch == desired.boot_epoch => {
             new.outcome = Outcome::Applied;
             if old.agent {
-                new.boot_progress = Some("done".to_owned());
+                (new.boot_progress, new.boot_error) = (Some("done".to_owned()), None);
                 new.app_revision = desired.generation;
             }
             new.agent = true;
@@ -225,7 +251,7 @@ fn advance(seen: Option<Observed>, desired: &Desired) -> Observed {
             new.phase = Phase::Running;
             new.boot_epoch = desired.boot_epoch;
             new.agent = false;
-            new.boot_progress = Some("booting".to_owned());
+            (new.boot_progress, new.boot_error) = (Some("booting".to_owned()), None);
             new.app_revision = 0;
         }
         (RunState::Running, _) => new.phase = Phase::Starting,
