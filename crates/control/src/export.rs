@@ -35,6 +35,8 @@ impl Control {
             since: since.map(Timestamp::micros),
             until: until.map(Timestamp::micros),
             exported_at: self.now().micros(),
+            archive: None,
+            older: None,
         };
         let (sender, receiver) = mpsc::channel(4);
         let control = self.clone();

@@ -136,7 +136,7 @@ impl Checkpoint {
         record.field("previous_hash", Some(&hex::encode(self.previous_hash)));
         record.field("hash", Some(&hex::encode(self.hash)));
         record.integer("sealed_at", self.sealed_at);
-        record.0
+        record.into_bytes()
     }
 
     pub fn sign(mut self, key: &SealKey) -> Self {
@@ -198,14 +198,18 @@ impl PublicKey {
 }
 
 /// Named values, one after the other.
-struct Record(Vec<u8>);
+pub(crate) struct Record(Vec<u8>);
 
 impl Record {
-    fn new(domain: &[u8]) -> Self {
+    pub(crate) fn new(domain: &[u8]) -> Self {
         Self(domain.to_vec())
     }
 
-    fn field(&mut self, name: &str, value: Option<&str>) {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub(crate) fn field(&mut self, name: &str, value: Option<&str>) {
         self.0.extend((name.len() as u32).to_be_bytes());
         self.0.extend(name.as_bytes());
         match value {
@@ -218,7 +222,7 @@ impl Record {
         }
     }
 
-    fn integer(&mut self, name: &str, value: i64) {
+    pub(crate) fn integer(&mut self, name: &str, value: i64) {
         self.field(name, Some(&value.to_string()));
     }
 

@@ -14,12 +14,14 @@ use crate::walk::Problem;
 /// The format's number.
 pub const FORMAT: u32 = 1;
 
-/// One line of an export: a header, operations, the checkpoints over their events, and an end.
+/// One line of an export: a header, operations, audited requests, the checkpoints over the events, and an end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Line {
     Header(Header),
     Operation(Operation),
+    /// Of an archive: a row of the audit log, its values as text. The chain does not bind it; the file's signature does.
+    Audit(BTreeMap<String, Value>),
     Checkpoint(Batch),
     End(End),
 }
@@ -34,6 +36,40 @@ pub struct Header {
     /// Operations accepted before.
     pub until: Option<i64>,
     pub exported_at: i64,
+    /// It is an archive, and holds everything of these positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Span>,
+    /// Older operations left the database before it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<Older>,
+}
+
+/// The part of the chain that an archive holds whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Span {
+    pub first_position: i64,
+    pub last_position: i64,
+    /// The chain before `first_position`, in hex: where the archive before it ends.
+    pub previous_hash: String,
+    /// The chain after `last_position`, in hex.
+    pub hash: String,
+    /// Operations that were over before, in microseconds since 1970.
+    pub over_before: i64,
+    /// Positions whose events are in an archive before this one, because their operation began there.
+    pub elsewhere: Vec<i64>,
+}
+
+/// Where an export's older operations are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Older {
+    /// Events up to this position left.
+    pub last_position: i64,
+    /// Operations that were over before, in microseconds since 1970.
+    pub over_before: i64,
+    /// Name of the newest archive.
+    pub file: String,
 }
 
 /// An operation with all its events. Values are the text that leaves bind.
@@ -111,11 +147,19 @@ pub struct Findings {
     /// Events that were not sealed when they were exported.
     pub unsealed: u64,
     pub checkpoints: u64,
+    /// Audited requests.
+    pub audit: u64,
     pub head: Option<Head>,
     pub public_key: String,
+    pub archive: Option<Span>,
+    pub older: Option<Older>,
+    /// Of every line before the end, in hex.
+    pub sha256: String,
+    /// The chain went through the place that was asked for, with that hash.
+    pub known_seen: bool,
 }
 
-/// The newest checkpoint of an export.
+/// The newest checkpoint of an export; of an archive, the one that it ends at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     pub position: i64,
@@ -128,10 +172,14 @@ pub struct Head {
 pub struct Check {
     given: Option<PublicKey>,
     key: Option<PublicKey>,
+    /// A position, and the hash in hex that the chain must have there.
+    known: Option<(i64, String)>,
     digest: Sha256,
     /// What the rows say: position, to leaf, operation and number.
     rows: BTreeMap<i64, (Hash, String, i64)>,
     events: u64,
+    /// Last position and hash of the newest batch.
+    reached: Option<(i64, String)>,
     ended: bool,
     out: Findings,
 }
@@ -142,12 +190,20 @@ impl Check {
         Self {
             given: key,
             key: None,
+            known: None,
             digest: Sha256::new(),
             rows: BTreeMap::new(),
             events: 0,
+            reached: None,
             ended: false,
             out: Findings::default(),
         }
+    }
+
+    /// The chain must have this hash, in hex, at this position, if the position is covered.
+    pub fn known(mut self, known: Option<(i64, String)>) -> Self {
+        self.known = known;
+        self
     }
 
     /// Takes one line with its line break. Stops at the first problem.
@@ -160,6 +216,10 @@ impl Check {
             _ if self.ended => Err(whole("there is something after its end")),
             Line::Header(header) => self.header(header),
             Line::Operation(operation) => self.operation(&operation),
+            Line::Audit(_) => {
+                self.out.audit += 1;
+                Ok(())
+            }
             Line::Checkpoint(batch) => self.batch(&batch),
             Line::End(end) => self.end(&end),
         });
@@ -172,8 +232,27 @@ impl Check {
         if self.out.problem.is_none() && !self.ended {
             self.out.problem = Some(whole("it is cut short: its end is missing"));
         }
+        if self.out.problem.is_none() {
+            self.out.problem = self.archive_end().err();
+        }
         self.out.unsealed = self.rows.len() as u64;
         self.out
+    }
+
+    /// An archive goes to where it says, and has nothing besides.
+    fn archive_end(&self) -> Result<(), Problem> {
+        let Some(span) = &self.out.archive else { return Ok(()) };
+        let reached = self.out.head.as_ref().map_or(span.first_position - 1, |head| head.position);
+        if reached != span.last_position {
+            return Err(Problem::at(reached + 1, "the checkpoint that begins here was removed"));
+        }
+        match self.rows.iter().next() {
+            Some((position, (_, operation, seq))) => Err(Problem {
+                position: Some(*position),
+                ..Problem::of(operation, Some(*seq), "inserted: this event is under no checkpoint")
+            }),
+            None => Ok(()),
+        }
     }
 
     fn header(&mut self, header: Header) -> Result<(), Problem> {
@@ -184,6 +263,8 @@ impl Check {
         let key = key.ok_or_else(|| whole("it names no public key"))?;
         self.out.public_key = key.to_hex();
         self.key = Some(key);
+        self.out.archive = header.archive;
+        self.out.older = header.older;
         Ok(())
     }
 
@@ -243,6 +324,7 @@ impl Check {
         if !checkpoint.is_signed_by(&key) {
             return Err(Problem::at(first, "the signature of the checkpoint that begins here is not valid"));
         }
+        self.follows(batch)?;
         let mut hash = checkpoint.previous_hash;
         let mut position = first;
         for leaf in &batch.leaves {
@@ -253,6 +335,12 @@ impl Check {
             let leaf: Hash = bytes(text).ok_or_else(|| Problem::at(position, "the seal of this event was altered"))?;
             self.compare(position, &leaf, sealed)?;
             hash = link(&hash, &leaf);
+            if let Some((_, known)) = self.known.as_ref().filter(|(at, _)| *at == position) {
+                if *known != hex::encode(hash) {
+                    return Err(Problem::at(position, format!("the chain is another one: its hash here was {known}")));
+                }
+                self.out.known_seen = true;
+            }
             position += 1;
         }
         if position != batch.last_position + 1 || hash != checkpoint.hash {
@@ -260,15 +348,34 @@ impl Check {
                 format!("altered: a row of positions {first} to {} was changed with its seal", batch.last_position);
             return Err(Problem::at(first, what));
         }
-        if let Some(Head { position: last, hash: before, .. }) = &self.out.head {
-            let follows = first > *last && (first > last + 1 || *before == batch.previous_hash);
-            if !follows {
-                return Err(Problem::at(first, "the checkpoint does not continue the one before it"));
-            }
+        self.reached = Some((batch.last_position, batch.hash.clone()));
+        if self.out.archive.as_ref().is_none_or(|span| batch.last_position <= span.last_position) {
+            self.out.head =
+                Some(Head { position: batch.last_position, hash: batch.hash.clone(), sealed_at: batch.sealed_at });
         }
-        self.out.head =
-            Some(Head { position: batch.last_position, hash: batch.hash.clone(), sealed_at: batch.sealed_at });
         self.out.checkpoints += 1;
+        Ok(())
+    }
+
+    /// A batch goes on where the one before it ended. Only an archive has all of them, from its beginning to its end.
+    fn follows(&self, batch: &Batch) -> Result<(), Problem> {
+        let first = batch.first_position;
+        let unconnected = || Problem::at(first, "the checkpoint does not continue the one before it");
+        if let Some((last, hash)) = &self.reached
+            && (first <= *last || (first == last + 1 && *hash != batch.previous_hash))
+        {
+            return Err(unconnected());
+        }
+        let Some(span) = self.out.archive.as_ref().filter(|span| first <= span.last_position) else { return Ok(()) };
+        let expected = self.reached.as_ref().map_or(span.first_position, |(last, _)| last + 1);
+        if first != expected {
+            return Err(Problem::at(expected, "the checkpoint that begins here was removed"));
+        }
+        if (first == span.first_position && batch.previous_hash != span.previous_hash)
+            || (batch.last_position == span.last_position && batch.hash != span.hash)
+        {
+            return Err(unconnected());
+        }
         Ok(())
     }
 
@@ -278,6 +385,9 @@ impl Check {
             ..Problem::of(operation, Some(seq), what)
         };
         match (self.rows.remove(&position), sealed) {
+            (None, None) if self.is_missing(position) => {
+                Err(Problem::at(position, "the event or its operation was removed"))
+            }
             (None, None) => Ok(()),
             (None, Some((operation, seq))) => Err(problem(operation, seq, "the event or its operation was removed")),
             (Some((row, operation, seq)), sealed) => {
@@ -296,6 +406,13 @@ impl Check {
         }
     }
 
+    /// True for a position that an archive says it holds.
+    fn is_missing(&self, position: i64) -> bool {
+        self.out.archive.as_ref().is_some_and(|span| {
+            (span.first_position..=span.last_position).contains(&position) && !span.elsewhere.contains(&position)
+        })
+    }
+
     fn end(&mut self, end: &End) -> Result<(), Problem> {
         self.ended = true;
         let key = self.key.ok_or_else(|| whole("its header is missing"))?;
@@ -306,6 +423,7 @@ impl Check {
         if !signed || !digest_said || (end.operations, end.events) != (self.out.operations, self.events) {
             return Err(whole("it was changed after it was written"));
         }
+        self.out.sha256 = end.sha256.clone();
         Ok(())
     }
 }

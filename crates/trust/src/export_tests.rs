@@ -62,8 +62,15 @@ fn lines() -> Vec<Json> {
         signature: hex::encode(checkpoint.signature),
         leaves,
     };
-    let header =
-        Header { format: FORMAT, public_key: key().public().to_hex(), since: None, until: None, exported_at: 1 };
+    let header = Header {
+        format: FORMAT,
+        public_key: key().public().to_hex(),
+        since: None,
+        until: None,
+        exported_at: 1,
+        archive: None,
+        older: None,
+    };
     let mut lines = vec![Line::Header(header)];
     lines.extend(operations.map(Line::Operation));
     lines.push(Line::Checkpoint(batch));

@@ -104,13 +104,29 @@ impl Walk {
 
     /// One event and its seal.
     pub fn event(&mut self, seal: &Seal, entry: Option<&Entry>) -> Result<(), Problem> {
+        self.follows(seal)?;
+        compare(seal, entry)?;
+        self.advance(seal);
+        Ok(())
+    }
+
+    /// The seal of an event that a signed record says has left.
+    pub fn left(&mut self, seal: &Seal) -> Result<(), Problem> {
+        self.follows(seal)?;
+        self.advance(seal);
+        Ok(())
+    }
+
+    fn follows(&self, seal: &Seal) -> Result<(), Problem> {
         if seal.position != self.position + 1 {
             return Err(Problem::at(self.position + 1, "the event and its seal were removed"));
         }
-        compare(seal, entry)?;
+        Ok(())
+    }
+
+    fn advance(&mut self, seal: &Seal) {
         self.position = seal.position;
         self.hash = link(&self.hash, &seal.leaf);
-        Ok(())
     }
 
     /// Ends a batch. `first` is its first seal, to be named when rows were changed together with their seals.
