@@ -28,6 +28,7 @@ cargo xtask test [PART...]                          everything that is checked; 
 cargo xtask crash [--plan P [--point X --hit N]]    the server stopped dead at every commit and effect, and checked
 cargo xtask sim [--seeds N] [--seed S]              engine, nodes and faults, simulated; --seed alone replays
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
+cargo xtask bench ops [--quick] [--only FIGURE]     operations per second, and pages and streams of them
 cargo xtask openapi                                 writes openapi/*.json from the code";
 
 fn main() -> ExitCode {
@@ -49,6 +50,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["crash", rest @ ..] => crash::run(rest),
         ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
+        ["bench", "ops", rest @ ..] => bench::ops(rest),
         ["openapi"] => artifacts::openapi(),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

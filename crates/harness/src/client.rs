@@ -93,19 +93,7 @@ impl Client {
 
     /// The first half of a deployment: `compose` is the text of a docker-compose file; `extra` overrides or adds fields.
     pub fn provision(&self, name: &str, compose: &str, extra: &Value) -> Result<Answer> {
-        let mut body = serde_json::json!({
-            "name": name,
-            "compose_file": {
-                "allowed_envs": [], "docker_compose_file": compose, "name": "", "public_logs": true, "public_sysinfo": true,
-            },
-            "instance_type": "tdx.small",
-            "kms": "PHALA",
-            "listed": false,
-        });
-        if let (Some(body), Some(extra)) = (body.as_object_mut(), extra.as_object()) {
-            body.extend(extra.clone());
-        }
-        self.deploy_request("/api/v1/cvms/provision", &body)
+        self.deploy_request("/api/v1/cvms/provision", &provision_body(name, compose, extra))
     }
 
     /// The second half: what [`Self::provision`] answered becomes a CVM.
@@ -140,4 +128,21 @@ impl Client {
         urls.dedup();
         Ok(urls)
     }
+}
+
+/// What [`Client::provision`] sends.
+pub fn provision_body(name: &str, compose: &str, extra: &Value) -> Value {
+    let mut body = serde_json::json!({
+        "name": name,
+        "compose_file": {
+            "allowed_envs": [], "docker_compose_file": compose, "name": "", "public_logs": true, "public_sysinfo": true,
+        },
+        "instance_type": "tdx.small",
+        "kms": "PHALA",
+        "listed": false,
+    });
+    if let (Some(body), Some(extra)) = (body.as_object_mut(), extra.as_object()) {
+        body.extend(extra.clone());
+    }
+    body
 }

@@ -104,7 +104,8 @@ fn guest_timeline(boots: &Boots) -> Vec<(String, f64)> {
     first.guest.iter().map(|(name, _)| point(name)).collect()
 }
 
-fn machine() -> (Value, u64) {
+/// Cores, and memory in GB.
+pub fn machine() -> (Value, u64) {
     let cores = std::thread::available_parallelism().map(usize::from).unwrap_or(1);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kilobytes =
