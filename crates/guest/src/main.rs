@@ -5,6 +5,7 @@
 //! wait does so on a thread of its own, behind a bound.
 #![forbid(unsafe_code)]
 
+mod app;
 mod boot;
 mod containers;
 mod daemons;

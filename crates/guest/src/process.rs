@@ -15,6 +15,11 @@ use rustix::process::{Pid, Signal, WaitIdOptions, WaitOptions};
 
 use crate::tail::Tail;
 
+/// How often a child that may be given up is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a child that was given up may take to clean up.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+
 #[derive(Default)]
 struct Exit {
     code: Mutex<Option<i32>>,
@@ -123,6 +128,24 @@ pub fn start_reaper() {
 pub fn run(command: &mut Command, tail: &Arc<Tail>) -> io::Result<i32> {
     let child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     Ok(follow(child, tail).wait())
+}
+
+/// [`run`], but ended with all that it started once `give_up` says so.
+pub fn run_unless(command: &mut Command, tail: &Arc<Tail>, give_up: impl Fn() -> bool) -> io::Result<i32> {
+    let child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let child = follow(child, tail);
+    loop {
+        if let Some(code) = child.wait_for(LOOK) {
+            return Ok(code);
+        }
+        if give_up() {
+            child.signal(Signal::TERM);
+            if child.wait_for(TERM_GRACE).is_none() {
+                child.signal(Signal::KILL);
+            }
+            return Ok(child.wait());
+        }
+    }
 }
 
 /// Sends what a child writes to `tail`, by threads that end when its output does.

@@ -1,7 +1,7 @@
 //! Runs the app: a compose file, or a script.
 //!
-//! The one rule: a boot may be the first or the hundredth. What is written is written again each time, and compose is asked
-//! for the same `up`, which does nothing for containers that are as they should be.
+//! The one rule: a boot may be the first or the hundredth, and the app may be running already. What is written is written
+//! again each time, and compose is asked for the same `up`, which does nothing for containers that are as they should be.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,11 +18,17 @@ use rustix::process::Signal;
 
 use crate::env::Env;
 use crate::process::{self, Child};
+use crate::session::{self, Agent};
 use crate::tail::Tail;
 use crate::{engine, init};
 
 /// The app's folder: relative volumes of its compose file live here, on the data disk.
 const APP: &str = "/data/app";
+/// What we keep beside it.
+const KEPT: &str = "/data/.holdfast";
+const PROJECT: &str = "/data/.holdfast/project";
+/// Where apps expect the text that their owner gave the VM.
+const USER_CONFIG: &str = "/dstack/.user-config";
 /// In tmpfs.
 const ENV_FILE: &str = "/run/holdfast/env";
 const SCRIPTS: &str = "/run/holdfast";
@@ -37,10 +43,10 @@ struct Script {
     child: Mutex<Option<Arc<Child>>>,
     started: i64,
     code: AtomicI32,
+    /// It was stopped: what ends now is not started again.
+    stopping: AtomicBool,
 }
 
-/// The VM is going down: what ends now is not started again.
-static STOPPING: AtomicBool = AtomicBool::new(false);
 static SCRIPT: Mutex<Option<Arc<Script>>> = Mutex::new(None);
 
 fn script() -> Option<Arc<Script>> {
@@ -64,15 +70,26 @@ pub fn prepare(env: &Env) -> Result<(), String> {
     symlink(ENV_FILE, &link).map_err(|e| format!("{}: {e}", link.display()))
 }
 
+/// Written in place, so that a container which mounts the file sees the new text.
+pub fn write_user_config(text: Option<&str>) -> Result<(), String> {
+    let path = Path::new(USER_CONFIG);
+    let written = match (text, path.parent()) {
+        (Some(text), Some(folder)) => fs::create_dir_all(folder).and_then(|()| fs::write(path, text)),
+        (None, _) if path.exists() => fs::write(path, ""),
+        _ => Ok(()),
+    };
+    written.map_err(|e| format!("{USER_CONFIG}: {e}"))
+}
+
 /// Sources a script in bash; what it exports is the app's from then on.
-pub fn run_script(name: &str, text: &str, env: &mut Env) -> Result<(), String> {
+pub fn run_script(agent: &Agent, name: &str, text: &str, env: &mut Env) -> Result<(), String> {
     let path = format!("{SCRIPTS}/{name}.sh");
     let exported = format!("{SCRIPTS}/{name}.exported");
     fs::write(&path, text).map_err(|e| format!("{path}: {e}"))?;
     let tail = Arc::new(Tail::new(64 * 1024));
     let mut bash = app_command("bash", env);
     bash.args(["-c", "source \"$1\" && env -0 > \"$2\"", "bash", &path, &exported]);
-    let code = process::run(&mut bash, &tail).map_err(|e| e.to_string())?;
+    let code = process::run_unless(&mut bash, &tail, || agent.superseded()).map_err(|e| e.to_string())?;
     tail.settle(Duration::from_millis(200));
     if code != 0 {
         return Err(format!("the script ended with {code}.\n{}", tail.last_lines(15)));
@@ -87,7 +104,7 @@ pub fn run_script(name: &str, text: &str, env: &mut Env) -> Result<(), String> {
 pub fn load_images() -> Result<(), String> {
     const SOURCE: &str = "/usr/share/holdfast/images";
     const LOADED: &str = "/data/.holdfast/loaded";
-    fs::create_dir_all("/data/.holdfast").map_err(|e| format!("/data: {e}"))?;
+    fs::create_dir_all(KEPT).map_err(|e| format!("{KEPT}: {e}"))?;
     let sums = fs::read_to_string(format!("{SOURCE}/sums")).unwrap_or_default();
     let loaded = fs::read_to_string(LOADED).unwrap_or_default();
     let missing = sums.lines().filter(|line| !loaded.lines().any(|l| l == *line));
@@ -119,7 +136,7 @@ pub fn load_images() -> Result<(), String> {
 const COMPOSE_TRIES: u32 = 3;
 
 /// `docker compose up`. The error holds its last words.
-pub fn compose_up(app: &AppCompose, env: &Env) -> Result<(), String> {
+pub fn compose_up(agent: &Agent, app: &AppCompose, env: &Env) -> Result<(), String> {
     let yaml = app.docker_compose_file.as_deref().ok_or("the app has no docker_compose_file")?;
     let ports = published_ports(yaml).map_err(|e| e.message)?;
     let write = |name: &str, text: &str| fs::write(Path::new(APP).join(name), text).map_err(|e| format!("{name}: {e}"));
@@ -128,31 +145,65 @@ pub fn compose_up(app: &AppCompose, env: &Env) -> Result<(), String> {
     if let Some(text) = &implicit {
         write(".holdfast-ports.yaml", text)?;
     }
+    let project = project(app)?;
     let mut pause = Duration::from_secs(1);
     for attempt in 1.. {
-        let mut compose = app_command("docker-compose", env);
-        compose.args(["--ansi", "never", "--progress", "plain", "-p", &project_name(&app.name)]);
+        let mut compose = compose_command(&project, env);
         compose.args(["--env-file", ENV_FILE, "-f", "docker-compose.yaml"]);
         if implicit.is_some() {
             compose.args(["-f", ".holdfast-ports.yaml"]);
         }
         compose.args(["up", "-d", "--remove-orphans"]);
-        // It lives for seconds: collecting garbage would only make them longer.
-        compose.env("GOGC", "off").env("GOMEMLIMIT", "200MiB");
         let tail = Arc::new(Tail::new(64 * 1024));
-        let code = process::run(&mut compose, &tail).map_err(|e| e.to_string())?;
+        let code = process::run_unless(&mut compose, &tail, || agent.superseded()).map_err(|e| e.to_string())?;
         tail.settle(Duration::from_millis(200));
         if code == 0 {
             return Ok(());
         }
-        if attempt == COMPOSE_TRIES {
+        if attempt == COMPOSE_TRIES || agent.superseded() {
             return Err(format!("docker compose up ended with {code}.\n{}", tail.last_lines(15)));
         }
         init::console(&format!("docker compose up ended with {code}; trying again"));
-        thread::sleep(pause);
+        session::pause(pause, || agent.superseded());
         pause *= 4;
     }
     Ok(())
+}
+
+/// `docker compose down`: the app is to be run by something else.
+pub fn compose_down(agent: &Agent, app: &AppCompose, env: &Env) -> Result<(), String> {
+    let mut compose = compose_command(&project(app)?, env);
+    compose.args(["down", "--remove-orphans"]);
+    let tail = Arc::new(Tail::new(64 * 1024));
+    let code = process::run_unless(&mut compose, &tail, || agent.superseded()).map_err(|e| e.to_string())?;
+    tail.settle(Duration::from_millis(200));
+    if code == 0 { Ok(()) } else { Err(format!("docker compose down ended with {code}.\n{}", tail.last_lines(15))) }
+}
+
+fn compose_command(project: &str, env: &Env) -> Command {
+    let mut compose = app_command("docker-compose", env);
+    compose.args(["--ansi", "never", "--progress", "plain", "-p", project]);
+    // It lives for seconds: collecting garbage would only make them longer.
+    compose.env("GOGC", "off").env("GOMEMLIMIT", "200MiB");
+    compose
+}
+
+/// The name that compose knows the app by: that of its first boot, kept with the data disk. Under another one compose
+/// would start a second app beside it, with new volumes.
+fn project(app: &AppCompose) -> Result<String, String> {
+    let kept = fs::read_to_string(PROJECT).unwrap_or_default();
+    if !kept.is_empty() {
+        return Ok(project_name(&kept));
+    }
+    let name = project_name(&app.name);
+    let unfinished = format!("{PROJECT}.new");
+    let keep = || {
+        fs::create_dir_all(KEPT)?;
+        fs::write(&unfinished, &name)?;
+        fs::File::open(&unfinished)?.sync_all()?;
+        fs::rename(&unfinished, PROJECT)
+    };
+    keep().map(|()| name.clone()).map_err(|e| format!("{PROJECT}: {e}"))
 }
 
 /// A compose file that gives the ports without a published number the one that the control plane forwards to.
@@ -187,6 +238,7 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
         child: Mutex::new(None),
         started: crate::tail::now().0 / 1_000_000,
         code: AtomicI32::new(STILL_RUNS),
+        stopping: AtomicBool::new(false),
     });
     *SCRIPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&script));
     let start = move |env: &Env| {
@@ -199,11 +251,15 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
         let mut wait = Duration::from_secs(1);
         loop {
             *script.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&child));
+            if script.stopping.load(Ordering::SeqCst) {
+                // Whoever stopped it knew only the one before.
+                child.signal(Signal::KILL);
+            }
             let started = Instant::now();
             let code = child.wait();
             script.log.settle(Duration::from_millis(200));
             script.code.store(code, Ordering::SeqCst);
-            if STOPPING.load(Ordering::SeqCst) {
+            if script.stopping.load(Ordering::SeqCst) {
                 break;
             }
             if code == 0 {
@@ -215,7 +271,7 @@ pub fn start_script(app: &AppCompose, env: Env) -> Result<(), String> {
                 .log
                 .push(2, format!("holdfast: the script ended with {code}; again in {} s\n", wait.as_secs()).as_bytes());
             thread::sleep(wait);
-            if STOPPING.load(Ordering::SeqCst) {
+            if script.stopping.load(Ordering::SeqCst) {
                 break;
             }
             wait = (wait * 2).min(Duration::from_secs(60));
@@ -256,19 +312,23 @@ pub fn script_log(name: &str) -> Option<Arc<Tail>> {
     script().filter(|_| name == SCRIPT_NAME).map(|s| Arc::clone(&s.log))
 }
 
+/// Stops the script, if there is one, killing it when it does not end within `grace`.
+pub fn stop_script(grace: Duration) {
+    let Some(script) = SCRIPT.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    script.stopping.store(true, Ordering::SeqCst);
+    let child = script.child.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(child) = child {
+        child.signal(Signal::TERM);
+        if child.wait_for(grace).is_none() {
+            child.signal(Signal::KILL);
+            child.wait();
+        }
+    }
+}
+
 /// Stops the app, killing what does not end within `grace`.
 pub fn stop(grace: Duration) {
-    STOPPING.store(true, Ordering::SeqCst);
-    if let Some(script) = script() {
-        let child = script.child.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(child) = child {
-            child.signal(Signal::TERM);
-            if child.wait_for(grace).is_none() {
-                child.signal(Signal::KILL);
-            }
-        }
-        return;
-    }
+    stop_script(grace);
     let stops: Vec<_> = crate::containers::list()
         .unwrap_or_default()
         .into_iter()

@@ -6,7 +6,7 @@
 //! ```text
 //! port thread:  received line -> Agent::receive -> Task for a thread of its own, or nothing
 //!               Agent::next   -> next line to send (state first, then what is needed, then the queue)
-//! boot thread:  Agent::progress, fail, need_config, need_keys
+//! boot thread:  Agent::progress, fail, need_config, need_keys; then Agent::newer_config, begin_revision, for ever
 //! log threads:  Agent::send_log (blocks on credit and on the queue's bound, ends when the stream is gone)
 //! ```
 
@@ -58,7 +58,12 @@ struct Inner {
     need_due: bool,
     state: GuestState,
     need: Option<Need>,
+    /// The newest configuration that the boot thread has not taken yet.
     config: Option<Config>,
+    /// The one that was taken last: its app runs, or is being started.
+    taken: Option<Config>,
+    /// Revision of the newest configuration that was received; `None` before the first.
+    newest: Option<u64>,
     keys: Option<Result<Keys, (String, Option<u32>)>>,
     queue: VecDeque<FromGuest>,
     queued_bytes: usize,
@@ -103,13 +108,16 @@ impl Agent {
     // ---- the boot's side
 
     pub fn progress(&self, reached: BootProgress) {
+        self.reached(reached, |_| ());
+    }
+
+    fn reached(&self, reached: BootProgress, before: impl FnOnce(&mut GuestState)) {
         let millis = uptime_millis();
-        let mut inner = self.lock();
-        inner.state.boot_progress = reached.as_str().to_owned();
-        inner.state.timeline.push((reached.as_str().to_owned(), millis));
-        inner.state_due = true;
-        drop(inner);
-        self.ring();
+        self.change(|state| {
+            before(state);
+            state.boot_progress = reached.as_str().to_owned();
+            state.timeline.push((reached.as_str().to_owned(), millis));
+        });
         crate::init::console(&format!("{reached} at {millis} ms", reached = reached.as_str()));
     }
 
@@ -130,11 +138,7 @@ impl Agent {
     }
 
     pub fn shutdown_progress(&self, word: &str) {
-        let mut inner = self.lock();
-        inner.state.shutdown_progress = Some(word.to_owned());
-        inner.state_due = true;
-        drop(inner);
-        self.ring();
+        self.change(|state| state.shutdown_progress = Some(word.to_owned()));
         crate::init::console(word);
     }
 
@@ -151,12 +155,52 @@ impl Agent {
     pub fn need_config(&self) -> Config {
         let mut inner = self.ask(Need::Config);
         loop {
-            if let Some(config) = inner.config.take() {
+            if let Some(config) = inner.take_config() {
                 inner.state.app_revision = config.revision;
                 return config;
             }
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits for a configuration that is newer than the last one.
+    pub fn newer_config(&self) -> Config {
+        let mut inner = self.lock();
+        loop {
+            if let Some(config) = inner.take_config() {
+                return config;
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What is being done is not wanted any more: a newer configuration waits, or the VM goes down.
+    pub fn superseded(&self) -> bool {
+        let inner = self.lock();
+        inner.config.is_some() || inner.shutting_down
+    }
+
+    /// From now on progress and error speak of `revision`, whose app is as the last one's.
+    pub fn acknowledge(&self, revision: u64) {
+        self.change(|state| state.app_revision = revision);
+    }
+
+    /// From now on progress and error speak of `revision`, of which nothing has been reached yet. Said in one word with
+    /// the first progress, so that nobody takes the end of the app before for the end of this one.
+    pub fn begin_revision(&self, revision: u64, first: BootProgress) {
+        self.reached(first, |state| {
+            state.app_revision = revision;
+            state.boot_error = None;
+            state.timeline.clear();
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut GuestState)) {
+        let mut inner = self.lock();
+        change(&mut inner.state);
+        inner.state_due = true;
+        drop(inner);
+        self.ring();
     }
 
     /// The keys, or why they are refused and when to ask again.
@@ -195,7 +239,18 @@ impl Agent {
             _ if inner.session.is_none() => return None,
             ToGuest::Config(config) if inner.need == Some(Need::Config) => {
                 inner.need = None;
+                inner.newest = Some(config.revision);
                 inner.config = Some(*config);
+            }
+            // Unasked: the newest counts.
+            ToGuest::Config(config) if inner.newest.is_some_and(|newest| newest < config.revision) => {
+                inner.newest = Some(config.revision);
+                if inner.is_of_this_app(&config) {
+                    inner.state.app_revision = config.revision;
+                    inner.state_due = true;
+                } else {
+                    inner.config = Some(*config);
+                }
             }
             ToGuest::Keys(keys) if inner.need == Some(Need::Keys) => {
                 inner.need = None;
@@ -341,6 +396,18 @@ impl Inner {
         Some(message)
     }
 
+    fn take_config(&mut self) -> Option<Config> {
+        let config = self.config.take()?;
+        self.taken = Some(config.clone());
+        Some(config)
+    }
+
+    /// Nothing has to be done for it: its app runs, or is being started, and has not failed.
+    fn is_of_this_app(&self, config: &Config) -> bool {
+        let same = self.taken.as_ref().is_some_and(|taken| taken.is_same_app(config));
+        same && self.config.is_none() && self.state.boot_error.is_none()
+    }
+
     fn forget_host(&mut self) {
         self.session = None;
         self.queue.clear();
@@ -380,11 +447,11 @@ pub fn uptime_millis() -> u64 {
     u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unwrap_or_default()
 }
 
-/// Waits `limit`, or less when a shutdown begins; false in that case.
-pub fn pause(agent: &Agent, limit: Duration) -> bool {
+/// Waits `limit`, or less when there is no reason to any more; false in that case.
+pub fn pause(limit: Duration, give_up: impl Fn() -> bool) -> bool {
     let end = Instant::now() + limit;
     while Instant::now() < end {
-        if agent.shutting_down() {
+        if give_up() {
             return false;
         }
         std::thread::sleep(Duration::from_millis(50).min(end.saturating_duration_since(Instant::now())));
@@ -439,6 +506,65 @@ mod tests {
         assert!(agent.lock().keys.is_none());
         hello(&agent, "c");
         assert_eq!(said(&agent).len(), 1);
+    }
+
+    fn config(revision: u64, app: &str) -> ToGuest {
+        ToGuest::Config(Box::new(Config {
+            vm_uuid: String::new(),
+            app_id: String::new(),
+            instance_id: String::new(),
+            hostname: String::new(),
+            app_compose: app.to_owned(),
+            encrypted_env: None,
+            user_config: None,
+            now: holdfast_model::Timestamp(0),
+            revision,
+        }))
+    }
+
+    #[test]
+    fn the_newest_configuration_wins_and_the_same_app_is_left_alone() {
+        let agent = Agent::new(String::new());
+        hello(&agent, "a");
+        // Before the first was asked for, none is taken.
+        agent.receive(config(1, "one"));
+        assert!(!agent.superseded());
+        std::thread::scope(|scope| {
+            let boot = scope.spawn(|| agent.need_config());
+            while agent.lock().need.is_none() {
+                std::thread::yield_now();
+            }
+            agent.receive(config(1, "one"));
+            assert_eq!(boot.join().unwrap().revision, 1);
+        });
+        assert_eq!(agent.lock().state.app_revision, 1);
+        agent.progress(BootProgress::Done);
+        said(&agent);
+
+        // The same app: acknowledged at once, while it stays done.
+        agent.receive(config(2, "one"));
+        assert!(!agent.superseded());
+        let [FromGuest::State(state)] = &said(&agent)[..] else { panic!("no state") };
+        assert_eq!((state.app_revision, state.boot_progress.as_str()), (2, "done"));
+
+        // Of several others only the last; an older one, or the same again, never.
+        for (revision, app) in [(3, "two"), (5, "four"), (4, "three"), (5, "else")] {
+            agent.receive(config(revision, app));
+        }
+        assert!(agent.superseded());
+        let newer = agent.newer_config();
+        assert_eq!((newer.revision, newer.app_compose.as_str()), (5, "four"));
+        assert!(!agent.superseded());
+        assert_eq!(agent.lock().state.app_revision, 2);
+        agent.begin_revision(5, BootProgress::StartingContainers);
+        agent.set_error(Some(BootError { step: String::new(), message: String::new() }));
+
+        // The same app after it failed is tried again.
+        agent.receive(config(6, "four"));
+        assert!(agent.superseded());
+        agent.begin_revision(agent.newer_config().revision, BootProgress::PreLaunch);
+        let state = agent.lock().state.clone();
+        assert_eq!((state.app_revision, state.boot_error, state.timeline.len()), (6, None, 1));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!                        guest: NeedConfig   -> Config
 //!                        guest: NeedKeys     -> Keys
 //!                        guest: State ... (on every change)
+//!                        host:  Config, unasked, when the app is to change  -> State{app_revision, ...}
 //!                        host:  LogsOpen     -> Log ... LogEnd
 //!                        host:  Shutdown     -> State{shutdown_progress} ... power off
 //! ```
@@ -88,6 +89,15 @@ pub struct Config {
     /// Generation of desired state that this is of; never 0. A guest applies the highest one it was given.
     #[serde(default)]
     pub revision: u64,
+}
+
+impl Config {
+    /// True when a guest that runs the app of one need not do anything for the other.
+    pub fn is_same_app(&self, other: &Self) -> bool {
+        self.app_compose == other.app_compose
+            && self.encrypted_env == other.encrypted_env
+            && self.user_config == other.user_config
+    }
 }
 
 /// Keys of one instance. They exist in the server's memory, on the wire to the node, in the node's memory for the time
@@ -193,7 +203,8 @@ pub struct GuestState {
     /// `powering off` is the last word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_progress: Option<String>,
-    /// Milliseconds after kernel start at which each progress word was reached, in order.
+    /// Milliseconds after kernel start at which each progress word of this boot, or of the newest change of a running
+    /// app, was reached, in order.
     #[serde(default)]
     pub timeline: Vec<(String, u64)>,
 }
