@@ -88,8 +88,8 @@ fn finish(mut response: Response, shape: Shape, id: &RequestId) -> Response {
         }
     }
     if shape == Shape::Nirvana && status == StatusCode::CONFLICT {
-        // Its clients retry every 409; only a busy resource is worth it.
-        let retry = if error.code == Code::Busy { "true" } else { "false" };
+        // Its clients retry every 409; only what passes by itself is worth it.
+        let retry = if matches!(error.code, Code::Busy | Code::QueueFull) { "true" } else { "false" };
         out.headers_mut().insert("x-should-retry", HeaderValue::from_static(retry));
     }
     if error.code == Code::Unauthenticated {

@@ -30,6 +30,7 @@ pub struct Config {
     pub disk_overcommit: f64,
     pub node_offline_after_s: u64,
     pub log_url_lifetime_s: u64,
+    pub queue_limit: u16,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -181,6 +182,7 @@ impl Config {
             },
             node_patience: seconds(self.node_offline_after_s),
             log_url_lifetime: seconds(self.log_url_lifetime_s),
+            queue_limit: i64::from(self.queue_limit),
         }
     }
 

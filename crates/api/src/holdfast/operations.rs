@@ -41,6 +41,8 @@ pub struct Operation {
     pub steps: Vec<Step>,
     pub events: Vec<EventView>,
     pub error: Option<OperationError>,
+    /// While it waits for its turn: the operation that holds what it needs.
+    pub waiting_for: Option<String>,
     /// The failed operation that this one repeats.
     pub retry_of: Option<String>,
     /// Who asked for a cancel.
@@ -157,7 +159,10 @@ pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Res
     let listed = app.control.operations("holdfast", &filter, params.text("cursor"), limit).await?;
     let ids: Vec<i64> = listed.page.operations.iter().map(|o| o.id).collect();
     let mut events = app.control.store.events(&ids).await?;
-    let items = listed.page.operations.iter().map(|o| view(o, &mut events, caller.who.is_admin()));
+    let pending = |o: &&history::Operation| o.status().is_ok_and(|status| status == Status::Pending);
+    let pending: Vec<i64> = listed.page.operations.iter().filter(pending).map(|o| o.id).collect();
+    let mut waiting = app.control.store.operations_waiting_for(&pending).await?;
+    let items = listed.page.operations.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.is_admin()));
     let items = items.collect::<Result<_, _>>()?;
     Ok(Json(OperationPage { items, next_cursor: listed.next, previous_cursor: listed.previous, total: listed.total }))
 }
@@ -178,12 +183,14 @@ pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>)
 pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operation, Error> {
     let operation = app.control.operation_find(who, id).await?;
     let mut events = app.control.store.events(&[operation.id]).await?;
-    view(&operation, &mut events, who.is_admin())
+    let mut waiting = app.control.store.operations_waiting_for(&[operation.id]).await?;
+    view(&operation, &mut events, &mut waiting, who.is_admin())
 }
 
 fn view(
     operation: &history::Operation,
     events: &mut HashMap<i64, Vec<Event>>,
+    waiting: &mut HashMap<i64, String>,
     admin: bool,
 ) -> Result<Operation, Error> {
     let events = events.remove(&operation.id).unwrap_or_default();
@@ -227,6 +234,7 @@ fn view(
             })
             .collect(),
         error,
+        waiting_for: waiting.remove(&operation.id),
         retry_of: operation.retry_of.clone(),
         cancelled_by: operation.cancelled_by.clone(),
         request_id: operation.request_id.clone(),

@@ -1,6 +1,8 @@
-//! The Nirvana Labs surface: operations, over the same ledger as everything else. VMs, volumes and networks follow.
+//! The Nirvana Labs surface: operations, and changes of VMs, over the same ledger as everything else.
+//! Volumes and networks follow.
 
 mod operations;
+mod vms;
 
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -11,7 +13,7 @@ use crate::App;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Holdfast: Nirvana Labs API", description = "Operations as the Nirvana Labs clients read them."),
+    info(title = "Holdfast: Nirvana Labs API", description = "Operations and changes of VMs, as the Nirvana Labs clients know them."),
     modifiers(&Security)
 )]
 struct Document;
@@ -26,5 +28,9 @@ impl Modify for Security {
 }
 
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Document::openapi()).routes(routes!(operations::list)).routes(routes!(operations::get))
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get))
+        .routes(routes!(vms::delete))
+        .routes(routes!(vms::restart))
 }

@@ -130,7 +130,7 @@ pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>)
     Ok(Json(view(&operation)?))
 }
 
-fn view(operation: &history::Operation) -> Result<Operation, Error> {
+pub(super) fn view(operation: &history::Operation) -> Result<Operation, Error> {
     // These clients know a change only with both of its sides.
     let both = |(field, diff): (String, holdfast_model::operation::FieldDiff)| {
         Some((field, OperationFieldDiff { from: diff.from?, to: diff.to? }))

@@ -6,6 +6,7 @@ mod deploy;
 mod idempotency;
 mod interventions;
 mod operations;
+mod queue;
 mod shapes;
 mod support;
 mod watching;
