@@ -28,6 +28,11 @@ impl Rng {
         usize::try_from(self.next() % (length.max(1) as u64)).unwrap_or(0)
     }
 
+    /// From 0 to 1.
+    pub fn fraction(&mut self) -> f64 {
+        f64::from(u32::try_from(self.next() >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
+    }
+
     /// True in `percent` of a hundred cases.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent

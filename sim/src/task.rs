@@ -39,7 +39,7 @@ impl Task {
         Self { record, local, unsaved, watched: None, busy: false }
     }
 
-    fn fail(&mut self, now: Tick, fault: Misfortune) {
+    fn fail(&mut self, now: Tick, fault: Misfortune, random: f64) {
         let generation = self.local.generation();
         let before = self.local.fault.as_ref().filter(|f| f.generation == generation);
         let attempts = before.map_or(0, |f| f.attempts) + 1;
@@ -49,7 +49,7 @@ impl Task {
             message: String::new(),
             retryable: fault.retryable,
             attempts,
-            retry_at: Fault::retry_at(now, attempts),
+            retry_at: Fault::retry_at(now, attempts, random),
         });
     }
 
@@ -138,6 +138,11 @@ impl World {
                     let kill_at = stopping.then_some(now + STOP_AFTER_ADOPTION);
                     task.local.machine = Machine::On { kill_at };
                     task.watched = Some(machine.id);
+                    // What is to be stopped, or started anew, gets nothing any more.
+                    let desired = &record.desired;
+                    if desired.run_state == RunState::Running && runtime.epoch >= desired.boot_epoch {
+                        task.local.configured = desired.generation;
+                    }
                 }
                 None if runtime.life == Life::On => {
                     let clean = host.ended.get(&vm).copied().unwrap_or(false);
@@ -146,6 +151,7 @@ impl World {
                 None => {}
             },
         }
+        let configured = task.local.configured;
         task.record = record;
         if task.watched.is_some() && task.record.runtime.life == Life::Starting {
             task.record.runtime.life = Life::On;
@@ -157,6 +163,7 @@ impl World {
         if let Some(stored) = self.hosts[node].records.get_mut(&vm) {
             stored.runtime = task.record.runtime.clone();
         }
+        self.guest_is_given(node, vm, configured);
         task
     }
 
@@ -179,7 +186,7 @@ impl World {
             }
             if task.unsaved {
                 if full {
-                    task.fail(now, Misfortune { code: "disk_full", retryable: true });
+                    task.fail(now, Misfortune { code: "disk_full", retryable: true }, self.rng.fraction());
                 } else {
                     (task.unsaved, task.local.fault) = (false, None);
                     let record = task.record.clone();
@@ -211,7 +218,7 @@ impl World {
                         continue;
                     }
                     if let Action::Wait(until) = action {
-                        let at = self.nodes[node].began + u64::try_from(until.as_micros()).unwrap_or(u64::MAX);
+                        let at = self.nodes[node].began + u64::try_from(until.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
                         self.at(at, Event::VmWake { node, session, vm });
                     }
                     return;
@@ -303,16 +310,18 @@ impl World {
         }
         let writes = matches!(act, Action::Prepare | Action::Start { .. });
         let result = match act {
-            Action::Shutdown { .. } => Ok(()),
+            Action::Shutdown { .. } | Action::Configure => Ok(()),
             _ => self.misfortune(node, writes),
         };
         let port = self.task(node, vm, |t| t.record.desired.spec.as_ref().map(|s| s.ports[0].host_port)).flatten();
+        let generation = self.task(node, vm, |t| t.local.generation()).unwrap_or_default();
         if result.is_ok() {
             match act {
                 Action::Prepare => {
                     self.hosts[node].disks.insert(vm);
                 }
-                Action::Start { .. } => self.machine_starts(node, vm, port.unwrap_or_default()),
+                Action::Start { .. } => self.machine_starts(node, vm, port.unwrap_or_default(), generation),
+                Action::Configure => self.guest_is_given(node, vm, generation),
                 Action::Shutdown { .. } => self.guest_is_asked(node, vm),
                 Action::Kill => {
                     self.hosts[node].machines.remove(&vm);
@@ -332,6 +341,7 @@ impl World {
         }
         let now = self.tick(node);
         let machine = self.hosts[node].machines.get(&vm).map(|m| m.id);
+        let random = self.rng.fraction();
         self.task(node, vm, |task| {
             task.busy = false;
             let (local, runtime) = (&mut task.local, &mut task.record.runtime);
@@ -340,9 +350,11 @@ impl World {
                 (Action::Start { .. }, Ok(())) => {
                     runtime.life = Life::On;
                     local.machine = Machine::On { kill_at: None };
+                    local.configured = local.generation();
                     // A machine that has died already shows in the first look.
                     task.watched = Some(machine.unwrap_or(u64::MAX));
                 }
+                (Action::Configure, Ok(())) => local.configured = local.generation(),
                 (Action::Prepare, Ok(())) => local.prepared = Some(local.generation()),
                 (Action::Kill, Ok(())) => {
                     (local.machine, task.watched) = (Machine::Off, None);
@@ -353,7 +365,7 @@ impl World {
             }
             match result {
                 Ok(()) => task.local.fault = None,
-                Err(fault) => task.fail(now, fault),
+                Err(fault) => task.fail(now, fault, random),
             }
         });
         if matches!(act, Action::Start { .. } | Action::Kill) {

@@ -12,14 +12,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod error;
 pub mod extract;
 pub mod health;
 pub mod holdfast;
 pub mod idempotency;
+pub mod metrics;
 pub mod nirvana;
 pub mod node;
 pub mod phala;
+pub mod refusals;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -57,14 +60,17 @@ pub fn router(app: App) -> Router {
             .layer(DefaultBodyLimit::max(BODY_LIMIT))
             .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
             .layer(CatchPanicLayer::custom(error::panicked))
+            .layer(axum::middleware::from_fn_with_state(app.clone(), refusals::layer))
             .layer(axum::middleware::from_fn_with_state(shape, error::render))
     };
+    let http = metrics::Http::default();
     let mut router = Router::new()
         .merge(public(phala::routes(), error::Shape::Phala))
         .merge(public(nirvana::routes(), error::Shape::Nirvana))
         .merge(public(holdfast::routes(), error::Shape::Holdfast))
         .merge(node::routes().layer(axum::middleware::from_fn_with_state(error::Shape::Holdfast, error::render)))
-        .merge(health::routes());
+        .merge(health::routes())
+        .merge(metrics::routes(app.clone(), http.clone()));
     for (name, document) in documents() {
         let text = document.to_json().unwrap_or_default();
         let body = move || async move { ([("content-type", "application/json")], text) };
@@ -75,5 +81,6 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(axum::middleware::from_fn(error::render_by_path))
         .layer(axum::middleware::from_fn(extract::request_id))
+        .layer(axum::middleware::from_fn_with_state(http, metrics::layer))
         .with_state(app)
 }

@@ -6,20 +6,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit_log;
 pub mod catalogue;
 pub mod clock;
+pub mod cursor;
 pub mod deploy;
 pub mod events;
 pub mod export;
 pub mod history;
 pub mod identity;
+pub mod kms;
 pub mod logs;
 pub mod loops;
+pub mod metrics;
+pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
 pub mod placement;
 pub mod setup;
 pub mod streams;
+pub mod update;
 pub mod vms;
 
 use std::sync::Arc;
@@ -51,6 +57,8 @@ pub struct Settings {
     pub node_patience: Duration,
     /// How long a log URL works.
     pub log_url_lifetime: Duration,
+    /// Operations that were over for longer leave the database for an archive. `None`: they stay for ever.
+    pub retention: Option<Duration>,
     /// Operations that may wait for one resource, where they may wait at all.
     pub queue_limit: i64,
 }
@@ -64,6 +72,7 @@ impl Default for Settings {
             deadlines: Deadlines::default(),
             node_patience: Duration::from_secs(20),
             log_url_lifetime: Duration::from_secs(3600),
+            retention: None,
             queue_limit: 16,
         }
     }
@@ -85,6 +94,7 @@ pub struct Control {
     pub settings: Arc<Settings>,
     pub(crate) keys: Arc<Keys>,
     pub streams: streams::Hub,
+    pub metrics: Arc<metrics::Metrics>,
     clock: Arc<dyn Clock>,
     /// Rung when an operation is due.
     pub(crate) work: Arc<Notify>,
@@ -102,6 +112,7 @@ impl Control {
             settings: Arc::new(settings),
             keys: Arc::new(keys),
             streams: streams::Hub::default(),
+            metrics: Arc::default(),
             clock,
             work: Arc::new(Notify::new()),
             desired: Arc::new(watch::Sender::new(0)),

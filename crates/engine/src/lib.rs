@@ -34,5 +34,5 @@ pub mod revision;
 
 pub use decide::decide;
 pub use observe::status_of;
-pub use plan::{Action, Deadline, Deadlines, Plan, Step, Undo, Until, Want};
+pub use plan::{Action, Deadline, Deadlines, PARK, Plan, Step, Undo, Until, Want};
 pub use record::{Decision, Desired, DesiredChange, Direction, EventOut, Failure, Next, Observed, Record, World};

@@ -1,4 +1,15 @@
 //! What a plan is made of. Everything here is data, so that catalogues (events, permissions, API enums) can be read off it.
+//!
+//! The one rule: a plan that was released is never edited in a way that a running operation would notice. An operation
+//! names the plan that it was accepted with by name and version and is carried out by exactly that one, whatever version
+//! of the server goes on with it. To change a plan:
+//!
+//! 1. Copy its file to `ops/<kind>_<verb>_v<old version>.rs`: that is what running operations go on with.
+//! 2. Raise `version` in `ops/<kind>_<verb>.rs` and make the change there: new operations are accepted with it.
+//! 3. Name both in `ops::ALL`. `ops::find` tells them apart; tests hold names and versions to be unique.
+//!
+//! The old file goes when no database can hold an operation of that version that is not over. Until then a server that
+//! lacks it (an older one after a downgrade, say) parks the operation with a reason, and one that has it goes on.
 
 use std::time::Duration;
 
@@ -7,6 +18,10 @@ use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
 
 use crate::record::Failure;
+
+/// In the events of an operation that was set aside because the server has no such plan, and was taken up again: the
+/// place that a step's name has in others.
+pub const PARK: &str = "park";
 
 /// An operation type: what it does, step by step.
 #[derive(Debug)]
@@ -180,6 +195,7 @@ impl Plan {
                 types.extend(["start", "end", "error"].iter().map(|end| self.step_event(&name, end)));
             }
         }
+        types.extend(["end", "error"].iter().map(|end| self.step_event(PARK, end)));
         types
     }
 

@@ -68,6 +68,7 @@ codes! {
     AppNotFound       = "HF-0107", 404, None, "List the apps of your workspace to see what there is.";
     OperationNotFound = "HF-0108", 404, None, "List the operations to see what there is.";
     WorkspaceNotFound = "HF-0109", 404, None, "See GET /api/v1/auth/me for your workspace.";
+    AuditEntryNotFound = "HF-0117", 404, None, "List the audit log to see what there is.";
 
     // Deploying
     ComposeRequired   = "HF-0110", 400, Some("ERR-01-002"), "Send compose_file.docker_compose_file, or bash_script with runner \"bash\".";
@@ -78,12 +79,22 @@ codes! {
     AppConflict       = "HF-0115", 409, Some("ERR-03-007"), "The app runs with another configuration; update it instead, or provision a new app.";
     FeatureMissing    = "HF-0116", 400, Some("ERR-02-009"), "Leave the option out; the message says what this server can do.";
 
+    // Changing
+    DiskShrinks       = "HF-0118", 400, Some("ERR-02-008"), "Ask for a disk that is at least as large as the one there is.";
+    RestartNeeded     = "HF-0119", 400, Some("ERR-02-008"), "Allow the restart, or stop the CVM first.";
+
     // Repeating and stopping
     NotCancellable    = "HF-0130", 409, None, "Wait for it to end; then make the change that you want.";
     NotRetryable      = "HF-0131", 409, None, "Ask for the change anew; the message says how.";
     IdempotencyMismatch = "HF-0132", 422, None, "Use a new key for a new request.";
     IdempotencyInvalid = "HF-0133", 400, None, "Send 1 to 255 visible ASCII characters as Idempotency-Key.";
+    AlreadyCreated    = "HF-0134", 409, None, "Its secret was shown once and is kept nowhere: delete what was made and create another under a new key.";
     QueueFull         = "HF-0135", 409, None, "Wait until some of the operations that wait for the resource are over, or cancel one.";
+
+    // Apps and KMS
+    KmsMissing        = "HF-0140", 404, Some("ERR-02-011"), "See GET /api/v1/kms for what there is.";
+    AppIdInvalid      = "HF-0141", 400, None, "Send 40 hex digits, with or without 0x before them.";
+    RevisionNotFound  = "HF-0142", 404, None, "List the app's revisions to see what there is.";
 
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";
@@ -104,12 +115,15 @@ codes! {
     BootTimeout       = "HF-0203", 504, None, "Read the serial log; the guest did not come up in time.";
     Cancelled         = "HF-0204", 409, None, "Start the operation again if it was cancelled by mistake.";
     GuestExited       = "HF-0205", 502, None, "Read the serial log; the VM ended while it was booting.";
+    PlanUnknown       = "HF-0206", 500, None, "Start a version of the server that knows it and it goes on; or an administrator abandons it.";
+    OperationUnreadable = "HF-0207", 500, None, "It is tried again when the server starts; administrators see the cause, and can abandon it.";
 
     // Nodes and logs
     SessionStale      = "HF-0300", 409, None, "Register again.";
     NodeUnreachable   = "HF-0301", 503, None, "Wait until the node is ONLINE again.";
     AgentSilent       = "HF-0302", 503, None, "Wait until the guest agent answers, or read the serial log.";
     ContainerNotFound = "HF-0303", 404, None, "List the containers with `phala ps`.";
+    NodeTokenNotFound = "HF-0305", 404, None, "See GET /holdfast/v1/node-tokens for the tokens there are; a revoked one stays so.";
     LogTokenInvalid   = "HF-0304", 401, None, "Fetch a fresh log URL; they expire.";
 }
 

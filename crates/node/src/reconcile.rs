@@ -16,20 +16,22 @@
 //!
 //! | wanted | machine on | machine off |
 //! |---|---|---|
-//! | running in epoch E | in E or newer: rest; older, or already being stopped: stop | never ran in E, or stopped by us, or lost with its host: prepare, start; died in E: policy |
+//! | running in epoch E | in E or newer: configure once per generation, rest; older, or already being stopped: stop | never ran in E, or stopped by us, or lost with its host: prepare, start; died in E: policy |
 //! | stopped | stop | prepare once per generation, rest |
 //! | absent | stop | remove |
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_model::backoff::backoff;
 use holdfast_model::node::{DesiredVm, Outcome, Phase};
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode};
 
 /// A point in time: how long the node process has been running.
 pub type Tick = Duration;
 
-/// Longest wait between two tries of a step that fails.
+/// First and longest wait between two tries of a step that fails, before they are shortened at random.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub enum Action {
         /// Automatic restarts in `epoch`, this one included.
         restarts: u32,
     },
+    /// Tell the running guest what it should run by now.
+    Configure,
     /// Ask the guest to power itself off.
     Shutdown {
         grace_s: u32,
@@ -88,9 +92,10 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// When to try again after `attempts` failures, the last of them at `now`.
-    pub fn retry_at(now: Tick, attempts: u32) -> Tick {
-        now + Duration::from_secs(1 << attempts.saturating_sub(1).min(6)).min(RETRY_MAX)
+    /// When to try again after `attempts` failures, the last of them at `now`. `random` is from 0 to 1: the caller's, so
+    /// that this stays pure.
+    pub fn retry_at(now: Tick, attempts: u32, random: f64) -> Tick {
+        now + backoff(RETRY_FIRST, RETRY_MAX, attempts, random)
     }
 }
 
@@ -101,6 +106,8 @@ pub struct Local {
     /// Generation that the disks were last prepared for in this life of the node.
     pub prepared: Option<u64>,
     pub machine: Machine,
+    /// Generation that the machine's guest is given, by its start, its adoption or since; 0 when it is given none.
+    pub configured: u64,
     /// Epoch that the machine was last started in; 0 before the first start.
     pub epoch: u64,
     /// Automatic restarts in `epoch`.
@@ -117,6 +124,7 @@ impl Default for Local {
             desired: None,
             prepared: None,
             machine: Machine::Off,
+            configured: 0,
             epoch: 0,
             restarts: 0,
             died: None,
@@ -162,7 +170,9 @@ pub fn decide(local: &Local, now: Tick, backoff: Duration) -> Action {
         _ => {}
     }
     match (desired.run_state, local.machine) {
-        (RunState::Running, Machine::On { kill_at: None }) if local.epoch >= desired.boot_epoch => Action::Rest,
+        (RunState::Running, Machine::On { kill_at: None }) if local.epoch >= desired.boot_epoch => {
+            if local.configured < desired.generation { Action::Configure } else { Action::Rest }
+        }
         (_, Machine::On { kill_at }) => stop(desired.stop, kill_at, now),
         (RunState::Absent, Machine::Off) => Action::Remove,
         (RunState::Stopped, Machine::Off) if local.prepared_now() => Action::Rest,

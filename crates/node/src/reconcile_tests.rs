@@ -100,8 +100,16 @@ impl Node {
                 if !crash {
                     assert!(self.host.processes.insert(epoch) && self.host.processes.len() == 1, "two machines");
                     self.local.machine = Machine::On { kill_at: None };
+                    self.local.configured = self.local.generation();
                 }
                 (self.local.epoch, self.local.restarts, self.local.died) = (epoch, restarts, None);
+            }
+            Action::Configure => {
+                let newest = self.local.generation();
+                assert!(self.local.configured < newest && !self.host.processes.is_empty(), "configured for nothing");
+                if !crash {
+                    self.local.configured = newest;
+                }
             }
             Action::Shutdown { grace_s } => {
                 self.local.machine = Machine::On { kill_at: Some(self.now + Duration::from_secs(grace_s.into())) };
@@ -301,7 +309,7 @@ fn a_fault_is_retried_later_and_forgotten_by_the_next_generation() {
         message: String::new(),
         retryable,
         attempts: 1,
-        retry_at: Fault::retry_at(Duration::ZERO, 1),
+        retry_at: Fault::retry_at(Duration::ZERO, 1, 0.0),
     };
     node.local.fault = Some(fault(true));
     assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Wait(Duration::from_secs(1)));
@@ -311,7 +319,10 @@ fn a_fault_is_retried_later_and_forgotten_by_the_next_generation() {
     assert_eq!(decide(&node.local, Duration::from_secs(99), BACKOFF), Action::Rest);
     node.receive(&desired(2, RunState::Running, StopMode::Hard, 1, RestartPolicy::Never));
     assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Prepare);
-    assert_eq!(Fault::retry_at(Duration::ZERO, 40), RETRY_MAX);
+    assert_eq!(Fault::retry_at(Duration::ZERO, 40, 0.0), RETRY_MAX);
+    // Many VMs whose steps failed together do not try again together.
+    assert_eq!(Fault::retry_at(Duration::from_secs(7), 2, 0.5), Duration::from_millis(8500));
+    assert_eq!(Fault::retry_at(Duration::ZERO, 40, 1.0), RETRY_MAX / 2);
 }
 
 #[test]

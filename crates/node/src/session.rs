@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
 use holdfast_model::VERSION;
+use holdfast_model::backoff::backoff;
 use holdfast_model::node::{Register, Report};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -115,7 +116,7 @@ struct Node {
 
 /// Waits that grow, each shortened at random by up to a half so that many nodes do not knock together.
 pub(crate) struct Backoff {
-    next: Duration,
+    failures: u32,
 }
 
 impl Backoff {
@@ -123,16 +124,16 @@ impl Backoff {
     const LONGEST: Duration = Duration::from_secs(15);
 
     pub fn new() -> Self {
-        Self { next: Self::FIRST }
+        Self { failures: 0 }
     }
 
     pub fn reset(&mut self) {
-        self.next = Self::FIRST;
+        self.failures = 0;
     }
 
     pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next.mul_f64(rand::random_range(0.5..=1.0))).await;
-        self.next = (self.next * 2).min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        tokio::time::sleep(backoff(Self::FIRST, Self::LONGEST, self.failures, rand::random())).await;
     }
 }
 

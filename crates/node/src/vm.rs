@@ -134,7 +134,7 @@ impl Vm {
             }
             Life::Starting | Life::On | Life::Stopping => {
                 let hypervisor = self.context.hypervisor.clone();
-                match hypervisor.adopt(&self.record.desired, &self.record.runtime).await {
+                match hypervisor.adopt(&self.for_guest(), &self.record.runtime).await {
                     Adopted::Running(started) => self.adopted(started).await,
                     Adopted::Died(ended) if self.record.runtime.life == Life::On => self.died(ended).await,
                     Adopted::Died(_) | Adopted::Off => {}
@@ -143,7 +143,15 @@ impl Vm {
         }
     }
 
+    /// What a guest that was found is given: nothing any more when it is to be stopped, or started anew.
+    fn for_guest(&self) -> Arc<DesiredVm> {
+        let desired = &self.record.desired;
+        let stays = desired.run_state == RunState::Running && self.record.runtime.epoch >= desired.boot_epoch;
+        if stays { desired.clone() } else { Arc::new(DesiredVm { spec: None, ..(**desired).clone() }) }
+    }
+
     async fn adopted(&mut self, started: Started) {
+        self.local.configured = self.for_guest().spec.as_ref().map_or(0, |_| self.local.generation());
         info!(vm = %self.uuid, process = ?started.process, "adopted a running VM");
         let stopping = self.record.runtime.life == Life::Stopping;
         let kill_at = stopping.then(|| self.now() + failpoint::patience(STOP_AFTER_ADOPTION));
@@ -233,6 +241,7 @@ impl Vm {
             Action::Rest | Action::Wait(_) => Ok(()),
             Action::Prepare => self.prepare().await,
             Action::Start { epoch, restarts } => self.start(epoch, restarts).await,
+            Action::Configure => self.configure().await,
             Action::Shutdown { grace_s } => self.shutdown(grace_s).await,
             Action::Kill => self.kill().await,
             Action::Remove => self.remove().await,
@@ -247,7 +256,7 @@ impl Vm {
         let generation = self.local.generation();
         let before = self.local.fault.as_ref().filter(|f| f.generation == generation);
         let attempts = before.map_or(0, |f| f.attempts) + 1;
-        let retry_at = Fault::retry_at(self.now(), attempts);
+        let retry_at = Fault::retry_at(self.now(), attempts, rand::random());
         warn!(vm = %self.uuid, generation, attempts, code = fault.code, message = %fault.message, "a step failed");
         self.local.fault = Some(Fault {
             generation,
@@ -295,6 +304,7 @@ impl Vm {
                 let runtime = &mut self.record.runtime;
                 (runtime.life, runtime.process, runtime.started_at) = (Life::On, started.process, Some(started.at));
                 self.local.machine = Machine::On { kill_at: None };
+                self.local.configured = self.local.generation();
                 self.view = Some(started.view);
                 self.save_runtime(true).await;
                 self.look(true).await;
@@ -306,6 +316,14 @@ impl Vm {
                 Err(fault)
             }
         }
+    }
+
+    async fn configure(&mut self) -> Result<(), StepFault> {
+        failpoint::hit("configure.before");
+        self.context.hypervisor.configure(&self.record.desired).await;
+        failpoint::hit("configure.after");
+        self.local.configured = self.local.generation();
+        Ok(())
     }
 
     async fn shutdown(&mut self, grace_s: u32) -> Result<(), StepFault> {

@@ -84,7 +84,7 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
         return Err(Error::new(Code::NotCancellable, why));
     }
     sqlx::query(
-        "UPDATE operation SET status = 'failed', wake_at = NULL, completed_at = $2, updated_at = $2,
+        "UPDATE operation SET status = 'failed', parked = NULL, wake_at = NULL, completed_at = $2, updated_at = $2,
             error_code = COALESCE(error_code, $3), error_message = $4, lease_token = lease_token + 1 WHERE id = $1",
     )
     .bind(operation)

@@ -11,19 +11,27 @@
 pub mod accept;
 pub mod apps;
 pub mod audit;
+pub mod audit_log;
 pub mod chain;
+pub mod counts;
 pub mod desired;
 pub mod export;
 pub mod feed;
+mod filter;
 pub mod history;
 pub mod idempotency;
 pub mod installation;
 pub mod interventions;
 mod lock;
+pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
+pub mod parking;
+pub mod page;
 pub mod provisions;
 pub mod queue;
+pub mod retention;
+pub mod revisions;
 pub mod tenancy;
 pub mod verify;
 pub mod vms;
@@ -161,9 +169,12 @@ fn restrict(file: &Path) -> std::io::Result<()> {
 /// A database error as a caller may see it: a full disk or a busy file passes, anything else is a fault of ours.
 pub(crate) fn fault(error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
-    // Primary result codes of SQLite: 5 busy, 6 locked, 10 I/O, 13 full; extended ones carry them in the low byte.
+    // Primary result codes of SQLite: 5 busy, 6 locked, 7 no memory, 10 I/O, 13 full, 14 cannot open; extended ones carry
+    // them in the low byte.
     let primary = code.as_deref().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff);
-    if matches!(primary, Some(5 | 6 | 10 | 13)) || matches!(error, sqlx::Error::PoolTimedOut) {
+    let unreachable =
+        matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed);
+    if unreachable || matches!(primary, Some(5 | 6 | 7 | 10 | 13 | 14)) {
         return Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
             .with_internal(error);
     }

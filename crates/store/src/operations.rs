@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Record, World};
+use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Plan, Record, World, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Status;
@@ -14,7 +14,9 @@ use holdfast_model::vm::{StopMode, VmStatus};
 
 use crate::desired::{desired_of, desired_write, report_of};
 use crate::nodes::column;
+use crate::parking::parked_resume;
 use crate::queue::{claims_end, queue_recover};
+use crate::revisions::{change_of, revision_apply, revision_settle};
 use crate::vms::{vm_release, vm_set_status};
 use crate::{Store, Tx, commit, fault, from_json, json, stored};
 
@@ -27,6 +29,16 @@ pub struct Claimed {
     pub plan_version: i64,
     /// Fencing token.
     pub lease_token: i64,
+    /// Claims since the last decision that was written, this one included.
+    pub attempts: i64,
+    created_at: i64,
+}
+
+impl Claimed {
+    /// When the operation was accepted.
+    pub fn created_at(&self) -> Timestamp {
+        Timestamp(self.created_at)
+    }
 }
 
 #[derive(sqlx::FromRow)]
@@ -72,7 +84,7 @@ impl Store {
                 attempts = attempts + 1
              WHERE id IN (SELECT id FROM operation WHERE wake_at IS NOT NULL AND wake_at <= $3
                 AND (lease_until IS NULL OR lease_until < $3) ORDER BY wake_at LIMIT $4)
-             RETURNING id, uuid, operation_type, plan_version, lease_token",
+             RETURNING id, uuid, operation_type, plan_version, lease_token, attempts, created_at",
         )
         .bind(owner)
         .bind(now.plus(lease).micros())
@@ -102,6 +114,7 @@ impl Store {
     /// time the server was away.
     pub async fn operations_recover(&self, grace: Duration, now: Timestamp) -> Result<u64, Error> {
         let mut tx = self.begin().await?;
+        parked_resume(&mut tx, grace, now).await?;
         sqlx::query("UPDATE operation SET deadline_at = $1 WHERE deadline_at IS NOT NULL AND deadline_at < $1 AND wake_at IS NOT NULL")
             .bind(now.plus(grace).micros())
             .execute(&mut *tx)
@@ -166,6 +179,7 @@ pub async fn operation_load(
         status_before: stored(VmStatus::parse(&row.status_before), "status", &row.status_before)?,
         diff: from_json(&row.diff)?,
     };
+    let revises = plan_of(claimed).is_some_and(Plan::revises);
     let observed = report_of(tx, row.resource_id).await?.map(|report| Observed {
         generation: report.generation,
         outcome: report.outcome,
@@ -183,6 +197,7 @@ pub async fn operation_load(
         desired: desired_of(tx, row.resource_id).await?,
         observed,
         node_online: row.node_last_seen_at >= now.micros() - node_patience,
+        change: if revises { change_of(tx, claimed.id).await? } else { None },
     };
     Ok(Some((record, world)))
 }
@@ -204,7 +219,7 @@ pub async fn operation_write(
     let row: Option<(i64, String)> = sqlx::query_as(
         "UPDATE operation SET status = $3, direction = $4, step = $5, step_entered = $6, step_started_at = $7,
             deadline_at = $8, generation = $9, sub_operations = $10, error_code = $11, error_message = $12,
-            error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL,
+            error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL, attempts = 0,
             started_at = COALESCE(started_at, $16), completed_at = $17, updated_at = $16
          WHERE id = $1 AND lease_token = $2 RETURNING resource_id, request",
     )
@@ -229,6 +244,9 @@ pub async fn operation_write(
     .await
     .map_err(fault)?;
     let Some((vm_id, request)) = row else { return Ok(false) };
+    if let Some(direction) = decision.revise {
+        revision_apply(tx, claimed.id, direction).await?;
+    }
     if let Some(change) = &decision.desired {
         let asked: Asked = from_json(&request)?;
         desired_write(tx, vm_id, change, asked.stop.unwrap_or(StopMode::Hard), now).await?;
@@ -243,21 +261,38 @@ pub async fn operation_write(
         event_append(tx, claimed.id, &event.event_type, event.step.as_deref(), event.state, now).await?;
     }
     if over {
+        if plan_of(claimed).is_some_and(Plan::revises) {
+            revision_settle(tx, vm_id).await?;
+        }
         claims_end(tx, claimed.id, now).await?;
     }
     Ok(true)
 }
 
-/// Sets an operation aside that this build cannot execute; a person decides.
-pub async fn operation_park(tx: &mut Tx, claimed: &Claimed, reason: &str, now: Timestamp) -> Result<(), Error> {
+fn plan_of(claimed: &Claimed) -> Option<&'static Plan> {
+    ops::find(&claimed.operation_type, u32::try_from(claimed.plan_version).unwrap_or(0))
+}
+
+/// An operation that this transaction accepted, for going on with it at once: nobody else can see it, so no lease is
+/// needed.
+pub async fn operation_accepted(tx: &mut Tx, operation: i64) -> Result<Claimed, Error> {
+    sqlx::query_as(
+        "SELECT id, uuid, operation_type, plan_version, lease_token, attempts, created_at FROM operation WHERE id = $1",
+    )
+    .bind(operation)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)
+}
+
+/// Gives the lease back without a decision; the operation is looked at again after `at`.
+pub async fn operation_postpone(tx: &mut Tx, claimed: &Claimed, at: Timestamp) -> Result<(), Error> {
     sqlx::query(
-        "UPDATE operation SET status = 'stuck', wake_at = NULL, lease_until = NULL, error_internal = $3, updated_at = $4
-         WHERE id = $1 AND lease_token = $2",
+        "UPDATE operation SET wake_at = $3, lease_until = NULL, lease_owner = NULL WHERE id = $1 AND lease_token = $2",
     )
     .bind(claimed.id)
     .bind(claimed.lease_token)
-    .bind(reason)
-    .bind(now.micros())
+    .bind(at.micros())
     .execute(&mut **tx)
     .await
     .map(drop)
@@ -286,9 +321,12 @@ pub(crate) async fn event_append(
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
-    // One writer at a time: the next position is free until this transaction ends.
+    // One writer at a time: the next position is free until this transaction ends. What left with an archive keeps its
+    // positions: the checkpoint over them stays.
     sqlx::query(
-        "INSERT INTO event_position (position, event_id) VALUES ((SELECT COALESCE(MAX(position), 0) + 1 FROM event_position), $1)",
+        "INSERT INTO event_position (position, event_id) SELECT COALESCE(MAX(position), 0) + 1, $1
+         FROM (SELECT MAX(position) AS position FROM event_position UNION ALL SELECT MAX(last_position) FROM checkpoint)
+            AS newest",
     )
     .bind(event)
     .execute(&mut **tx)

@@ -2,12 +2,19 @@
 //!
 //! The one rule: it holds no state. A decision is read, made and written in one transaction under the lease's token, so
 //! killing the worker at any point loses nothing and a second worker repeats nothing.
+//!
+//! A fault is the business of the one operation that met it. One that passes (the disk is full, the database busy) is
+//! tried again with growing waits. One that does not (a record that cannot be read, a plan that this build does not have)
+//! parks the operation with a reason: trying again would not help, and a person can see it.
 
 use std::time::Duration;
 
 use holdfast_engine::{decide, ops};
-use holdfast_model::error::Error;
+use holdfast_model::backoff::backoff;
+use holdfast_model::error::{Code, Error};
+use holdfast_model::operation::Status;
 use holdfast_store::operations::{self, Claimed};
+use holdfast_store::parking::{Parking, operation_park};
 use tokio_util::sync::CancellationToken;
 
 use crate::Control;
@@ -18,47 +25,56 @@ const LEASE: Duration = Duration::from_secs(10);
 const BATCH: i64 = 64;
 /// Looks for due operations at least this often, should a bell be missed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// After a database fault, before the next try.
-const FAULT_PAUSE: Duration = Duration::from_millis(500);
+/// After a fault that passes, before the next try; doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`. Waiting operations do not hold it up.
 pub async fn run(control: Control, owner: String, stop: CancellationToken) {
+    let mut faults = 0;
     while !stop.is_cancelled() {
-        let pause = match round(&control, &owner).await {
-            Ok(0) => next_due(&control).await,
-            Ok(_) => continue,
-            Err(error) => {
-                tracing::error!(%error, "the worker cannot use the database");
-                FAULT_PAUSE
+        match round(&control, &owner).await {
+            Ok(moved) => {
+                faults = 0;
+                if moved > 0 {
+                    continue;
+                }
+                let pause = next_due(&control).await;
+                tokio::select! {
+                    () = control.work.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.cancelled() => {}
+                }
             }
-        };
-        tokio::select! {
-            () = control.work.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => {}
+            Err(error) => {
+                faults += 1;
+                tracing::error!(%error, faults, "the worker cannot use the database");
+                // News would not make the database any better.
+                tokio::select! {
+                    () = tokio::time::sleep(pause_after(faults)) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
         }
     }
 }
 
-/// One claim and its decisions. Returns how many operations it moved.
+/// One claim and its decisions. Returns how many operations it looked at.
 async fn round(control: &Control, owner: &str) -> Result<usize, Error> {
     let claimed = control.store.operations_claim(owner, LEASE, BATCH, control.now()).await?;
     for operation in &claimed {
-        advance(control, operation).await?;
+        if let Err(error) = advance(control, operation).await {
+            failed(control, operation, &error).await;
+        }
     }
     Ok(claimed.len())
 }
 
 async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
     let now = control.now();
-    let mut tx = control.store.begin().await?;
     let version = u32::try_from(claimed.plan_version).unwrap_or(0);
-    let Some(plan) = ops::find(&claimed.operation_type, version) else {
-        let reason = format!("this build has no plan {} version {version}", claimed.operation_type);
-        tracing::error!(operation = claimed.uuid, reason, "operation parked");
-        operations::operation_park(&mut tx, claimed, &reason, now).await?;
-        return holdfast_store::commit(tx).await;
-    };
+    let plan = ops::find(&claimed.operation_type, version).ok_or_else(|| plan_unknown(claimed))?;
+    let mut tx = control.store.begin().await?;
     let Some((record, world)) = operations::operation_load(&mut tx, claimed, control.node_patience(), now).await?
     else {
         tracing::warn!(operation = claimed.uuid, "lease lost; another worker has the operation");
@@ -75,17 +91,80 @@ async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
     if !decision.events.is_empty() {
         control.ring_events();
     }
-    if decision.record.status != record.status {
-        let failure = decision.record.failure.as_ref().map(|f| f.message.as_str());
-        tracing::info!(
+    let status = decision.record.status;
+    if status == record.status {
+        return Ok(());
+    }
+    if status.is_terminal() {
+        control.metrics.finished(plan, status, claimed.created_at(), now);
+    }
+    let failure = decision.record.failure.as_ref();
+    let message = failure.map(|f| f.message.as_str());
+    if status == Status::Stuck {
+        let cause = failure.and_then(|f| f.internal.as_deref());
+        tracing::error!(
             operation = claimed.uuid,
             kind = plan.name,
-            status = decision.record.status.as_str(),
-            failure,
-            "operation"
+            message,
+            cause,
+            "operation stuck: it needs a person"
         );
+    } else {
+        tracing::info!(operation = claimed.uuid, kind = plan.name, status = status.as_str(), message, "operation");
     }
     Ok(())
+}
+
+fn plan_unknown(claimed: &Claimed) -> Error {
+    let message = format!(
+        "This operation was made by another version of the server: this one has no plan \"{}\" of version {}.",
+        claimed.operation_type, claimed.plan_version
+    );
+    Error::new(Code::PlanUnknown, message)
+}
+
+/// An operation met a fault: it waits, or it is parked. Its transaction was dropped, so nothing of it happened.
+async fn failed(control: &Control, claimed: &Claimed, error: &Error) {
+    let passes = error.code == Code::Unavailable;
+    control.metrics.fault(passes);
+    let written = if passes {
+        let pause = pause_after(u32::try_from(claimed.attempts).unwrap_or(u32::MAX));
+        tracing::warn!(operation = claimed.uuid, %error, attempts = claimed.attempts, ?pause, "operation postponed");
+        postpone(control, claimed, pause).await
+    } else {
+        tracing::error!(operation = claimed.uuid, kind = claimed.operation_type, %error, "operation parked: it needs a person");
+        park(control, claimed, error).await
+    };
+    if let Err(error) = written {
+        // The lease runs out, and then a worker comes back to it.
+        tracing::error!(operation = claimed.uuid, %error, "an operation's fault cannot be written");
+    }
+}
+
+async fn postpone(control: &Control, claimed: &Claimed, pause: Duration) -> Result<(), Error> {
+    let mut tx = control.store.begin().await?;
+    operations::operation_postpone(&mut tx, claimed, control.now().plus(pause)).await?;
+    holdfast_store::commit(tx).await
+}
+
+async fn park(control: &Control, claimed: &Claimed, error: &Error) -> Result<(), Error> {
+    let parking = match error.code {
+        Code::PlanUnknown => Parking { code: error.code, message: &error.message, internal: None },
+        _ => Parking {
+            code: Code::OperationUnreadable,
+            message: "The server cannot carry this operation out because of a fault of its own.",
+            internal: Some(error.internal.as_deref().unwrap_or(&error.message)),
+        },
+    };
+    let mut tx = control.store.begin().await?;
+    operation_park(&mut tx, claimed, parking, control.now()).await?;
+    holdfast_store::commit(tx).await?;
+    control.ring_events();
+    Ok(())
+}
+
+fn pause_after(failures: u32) -> Duration {
+    backoff(FIRST_PAUSE, LONGEST_PAUSE, failures, rand::random())
 }
 
 async fn next_due(control: &Control) -> Duration {

@@ -17,7 +17,7 @@ pub use vm_power_on::PLAN as VM_POWER_ON;
 pub use vm_restart::PLAN as VM_RESTART;
 pub use vm_update::{COMPOSE_UPDATE, ENV_UPDATE, OS_IMAGE_UPDATE, RENAME, RESIZE, UPDATE, VISIBILITY_UPDATE, plan_of};
 
-/// Every plan there is.
+/// Every plan there is, old versions that running operations may still need among them.
 pub const ALL: [&Plan; 12] = [
     &VM_CREATE,
     &VM_POWER_ON,
@@ -35,7 +35,11 @@ pub const ALL: [&Plan; 12] = [
 
 /// The plan an operation was accepted with. `None` when this build does not know it (any more).
 pub fn find(name: &str, version: u32) -> Option<&'static Plan> {
-    ALL.into_iter().find(|plan| plan.name == name && plan.version == version)
+    find_in(&ALL, name, version)
+}
+
+fn find_in(plans: &[&'static Plan], name: &str, version: u32) -> Option<&'static Plan> {
+    plans.iter().copied().find(|plan| plan.name == name && plan.version == version)
 }
 
 /// A VM that does not run can be started.
@@ -63,3 +67,29 @@ const LAUNCH: Step = Step {
     undo: None,
     then: Some(VmStatus::Running),
 };
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_and_versions_are_unique() {
+        let names: BTreeSet<_> = ALL.iter().map(|plan| (plan.name, plan.version)).collect();
+        assert_eq!(names.len(), ALL.len());
+        for plan in ALL {
+            assert!(find(plan.name, plan.version).is_some_and(|found| std::ptr::eq(found, plan)), "{}", plan.name);
+        }
+    }
+
+    #[test]
+    fn an_operation_finds_the_version_it_was_accepted_with() {
+        static OLD: Plan = Plan { version: 1, steps: &[BOOT], ..VM_POWER_ON };
+        static NEW: Plan = Plan { version: 2, ..VM_POWER_ON };
+        let plans = [&NEW, &OLD];
+        let steps = |version| find_in(&plans, OLD.name, version).map(|plan| plan.steps.len());
+        assert_eq!((steps(1), steps(2), steps(3)), (Some(1), Some(VM_POWER_ON.steps.len()), None));
+        assert!(find_in(&plans, "another", 1).is_none());
+    }
+}
