@@ -14,6 +14,8 @@ use crate::world::{Event, SECOND, World};
 pub struct Machine {
     pub id: u64,
     pub port: u16,
+    /// Generation of the newest configuration that the guest was given.
+    pub given: u64,
     pub guest: GuestView,
 }
 
@@ -21,8 +23,10 @@ pub struct Machine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
     Agent,
-    Done,
-    BootError,
+    /// The app is up, or has failed, that was begun for this generation; a newer one that was given meanwhile has its
+    /// own end.
+    Done(u64),
+    BootError(u64),
     Dies,
     /// It was asked to, and powers itself off.
     PowersOff,
@@ -60,13 +64,13 @@ impl Host {
     }
 
     /// A machine of the VM that is there already is ended first. `Err` names the VM that has the port.
-    pub fn start(&mut self, vm: usize, id: u64, port: u16) -> Result<(), usize> {
+    pub fn start(&mut self, vm: usize, id: u64, port: u16, given: u64) -> Result<(), usize> {
         self.ended.remove(&vm);
         self.machines.remove(&vm);
         if let Some((other, _)) = self.machines.iter().find(|(_, m)| m.port == port) {
             return Err(*other);
         }
-        self.machines.insert(vm, Machine { id, port, guest: GuestView::default() });
+        self.machines.insert(vm, Machine { id, port, given, guest: GuestView::default() });
         Ok(())
     }
 
@@ -80,9 +84,9 @@ impl Host {
 
 impl World {
     /// A machine is made, and its guest begins a life.
-    pub fn machine_starts(&mut self, node: usize, vm: usize, port: u16) {
+    pub fn machine_starts(&mut self, node: usize, vm: usize, port: u16, given: u64) {
         let machine = self.id();
-        if let Err(other) = self.hosts[node].start(vm, machine, port) {
+        if let Err(other) = self.hosts[node].start(vm, machine, port, given) {
             return self.fail(format!("leftovers: vm {vm} cannot have port {port}, vm {other} still listens on it"));
         }
         let agent = self.rng.range(SECOND / 2, 8 * SECOND);
@@ -93,9 +97,9 @@ impl World {
         }
         let end = match fate {
             0 => return,
-            1 => Life::BootError,
+            1 => Life::BootError(given),
             2 => Life::Dies,
-            _ => Life::Done,
+            _ => Life::Done(given),
         };
         let done = agent + self.rng.range(SECOND / 2, 15 * SECOND);
         self.after(done, Event::Guest { node, vm, machine, life: end });
@@ -105,25 +109,44 @@ impl World {
         }
     }
 
+    /// A guest is given what it should run by now. One that is booting takes it in its stride.
+    pub fn guest_is_given(&mut self, node: usize, vm: usize, generation: u64) {
+        let Some(found) = self.hosts[node].machines.get_mut(&vm).filter(|m| m.given < generation) else { return };
+        found.given = generation;
+        if found.guest.app_revision == 0 {
+            return;
+        }
+        let (machine, guest) = (found.id, &mut found.guest);
+        guest.boot_progress = Some(BootProgress::StartingContainers.as_str().to_owned());
+        (guest.boot_error, guest.app_revision) = (None, generation);
+        let bad = self.rng.chance(self.faults.bad_guest);
+        let life = if bad { Life::BootError(generation) } else { Life::Done(generation) };
+        let done = self.rng.range(SECOND / 2, 15 * SECOND);
+        self.after(done, Event::Guest { node, vm, machine, life });
+        self.vm_notice(node, vm);
+    }
+
     pub fn guest_lives(&mut self, node: usize, vm: usize, machine: u64, life: Life) {
         let clean = life == Life::PowersOff;
         let host = &mut self.hosts[node];
-        let revision = host.records.get(&vm).map_or(0, |r| r.desired.generation);
         let Some(found) = host.machines.get_mut(&vm).filter(|m| m.id == machine) else { return };
-        let guest = &mut found.guest;
+        let (given, guest) = (found.given, &mut found.guest);
+        if matches!(life, Life::Done(of) | Life::BootError(of) if guest.app_revision > of) {
+            return;
+        }
         match life {
             Life::Agent => {
                 guest.agent = true;
                 guest.boot_progress = Some(BootProgress::Booting.as_str().to_owned());
             }
-            Life::Done => {
+            Life::Done(_) => {
                 guest.boot_progress = Some(BootProgress::Done.as_str().to_owned());
-                guest.app_revision = revision;
+                guest.app_revision = given;
             }
-            Life::BootError => {
+            Life::BootError(_) => {
                 let step = BootProgress::PreLaunch.as_str().to_owned();
                 guest.boot_error = Some(BootError { step, message: "exit status 1".to_owned() });
-                guest.app_revision = revision;
+                guest.app_revision = given;
             }
             Life::Dies | Life::PowersOff => {
                 host.machines.remove(&vm);

@@ -24,7 +24,7 @@ pub mod simulated;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Fault {
-    /// `image_missing`, `disk_full`, `port_in_use`, `qemu_missing`, `qemu_failed`, `bad_spec`, `kill_failed`, `io`.
+    /// `image_missing`, `disk_full`, `disk_shrink`, `port_in_use`, `qemu_missing`, `qemu_failed`, `bad_spec`, `kill_failed`, `io`.
     pub code: &'static str,
     /// For the operator; may hold host paths.
     pub message: String,
@@ -139,6 +139,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Finds the machine that `runtime` speaks of, or what became of it. Without a spec (a tombstone) the guest gets
     /// no configuration any more.
     async fn adopt(&self, desired: &Arc<DesiredVm>, runtime: &Runtime) -> Adopted;
+
+    /// Gives the guest of a machine that runs what it should run by now, and again until it has it: a guest that comes
+    /// late, or that was silent, gets the newest. Does not wait for it; `view` shows what the guest made of it.
+    async fn configure(&self, desired: &Arc<DesiredVm>);
 
     /// Asks the guest to power itself off within `grace_s` seconds. Does not wait for it.
     async fn shutdown(&self, uuid: Uuid, grace_s: u32);

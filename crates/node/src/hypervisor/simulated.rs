@@ -5,7 +5,9 @@
 //!
 //! ```text
 //!   prepare (1 step) -> start (1 step) -> booting (1 step) -> agent answers, starting containers (1 step) -> done
+//!                                                   another app while it runs: starting containers (1 step) -> done
 //! ```
+//! An app with a service named [`FAILING_SERVICE`] never comes up: it ends in a boot error.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_model::compose::{AppCompose, sha256_hex};
-use holdfast_model::guest::{BootProgress, Container, LogOptions};
+use holdfast_model::guest::{BootError, BootProgress, Container, LogOptions};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
@@ -32,14 +34,26 @@ use crate::record::{GuestView, Layout, Life, Records, Runtime};
 /// VMs that fit when nothing else is configured.
 pub const SLOTS: u32 = 10_000;
 
+/// Name of the service whose app fails, for tests.
+pub const FAILING_SERVICE: &str = "holdfast-sim-fail";
+
 /// The image that every simulated node offers when the image folder has none.
 const IMAGE: &str = "simulated";
 
 struct Guest {
     view: watch::Sender<View>,
     started: Timestamp,
-    /// As of its last start or adoption; without a spec when adopted with a tombstone.
+    /// What it was given last; without a spec when it is to be stopped.
     desired: Arc<DesiredVm>,
+}
+
+impl Guest {
+    fn show(&self, guest: GuestView) {
+        self.view.send_modify(|view| {
+            let shutdown_progress = view.guest.shutdown_progress.take();
+            view.guest = GuestView { shutdown_progress, ..guest };
+        });
+    }
 }
 
 type Guests = Arc<Mutex<HashMap<Uuid, Guest>>>;
@@ -79,23 +93,29 @@ impl Simulated {
 
     /// Lets the guest boot on, from where a machine started at `started` is now.
     fn run(&self, desired: &Arc<DesiredVm>, started: Timestamp) -> watch::Receiver<View> {
-        let (sender, receiver) = watch::channel(View::default());
-        let (elapsed, revision) = (clock::now().since(started), desired.generation);
-        sender.send_modify(|v| v.guest = progress(elapsed, self.step, revision));
-        self.lock().insert(desired.uuid, Guest { view: sender.clone(), started, desired: desired.clone() });
-        let step = self.step;
-        if elapsed < step * 2 {
-            tokio::spawn(async move {
-                for at in [step, step * 2] {
-                    tokio::time::sleep(at.saturating_sub(clock::now().since(started))).await;
-                    if sender.is_closed() || sender.borrow().ended.is_some() {
-                        return;
-                    }
-                    sender.send_modify(|v| v.guest = progress(at, step, revision));
-                }
-            });
-        }
+        let elapsed = clock::now().since(started);
+        let guest = progress(elapsed, self.step, desired);
+        let (view, receiver) = watch::channel(View { guest, ended: None });
+        self.lock().insert(desired.uuid, Guest { view: view.clone(), started, desired: desired.clone() });
+        let left = [1, 2].map(|n| (self.step * n, (self.step * n).saturating_sub(elapsed)));
+        self.go_on(desired.uuid, view, left.into_iter().filter(|(_, wait)| !wait.is_zero()).collect());
         receiver
+    }
+
+    /// Shows how far the guest is, each time after a wait from now, with the app that it is to run by then.
+    fn go_on(&self, uuid: Uuid, view: watch::Sender<View>, stages: Vec<(Duration, Duration)>) {
+        let (guests, step, began) = (self.guests.clone(), self.step, tokio::time::Instant::now());
+        if stages.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            for (elapsed, wait) in stages {
+                tokio::time::sleep_until(began + wait).await;
+                let guests = lock(&guests);
+                let Some(guest) = guests.get(&uuid).filter(|g| g.view.same_channel(&view)) else { return };
+                guest.show(progress(elapsed, step, &guest.desired));
+            }
+        });
     }
 
     fn spec(&self, uuid: Uuid) -> Result<(VmSpec, Timestamp), StreamError> {
@@ -118,16 +138,33 @@ fn end(guests: &Guests, uuid: Uuid, reason: &str, clean: bool) {
 }
 
 /// What the guest says `elapsed` after its start.
-fn progress(elapsed: Duration, step: Duration, revision: u64) -> GuestView {
-    let (agent, word) = if elapsed < step {
-        (false, None)
-    } else if elapsed < step * 2 {
-        (true, Some(BootProgress::StartingContainers))
-    } else {
-        (true, Some(BootProgress::Done))
+fn progress(elapsed: Duration, step: Duration, desired: &DesiredVm) -> GuestView {
+    if elapsed < step {
+        return GuestView::default();
+    }
+    let fails = || desired.spec.as_ref().is_some_and(|spec| services(spec).contains_key(FAILING_SERVICE));
+    let (word, boot_error) = match elapsed < step * 2 {
+        true => (BootProgress::StartingContainers, None),
+        false if fails() => {
+            let word = BootProgress::StartingContainers;
+            let message = format!("{FAILING_SERVICE}: it was told to fail");
+            (word, Some(BootError { step: word.as_str().to_owned(), message }))
+        }
+        false => (BootProgress::Done, None),
     };
-    let app_revision = if word.is_some() { revision } else { 0 };
-    GuestView { agent, boot_progress: word.map(|w| w.as_str().to_owned()), app_revision, ..GuestView::default() }
+    GuestView {
+        agent: true,
+        boot_progress: Some(word.as_str().to_owned()),
+        boot_error,
+        app_revision: desired.generation,
+        shutdown_progress: None,
+    }
+}
+
+/// The guest need not do anything to run the one instead of the other.
+fn is_same_app(one: &DesiredVm, other: &DesiredVm) -> bool {
+    let app = |spec: &VmSpec| (spec.app_compose.clone(), spec.encrypted_env.clone(), spec.user_config.clone());
+    one.spec.as_ref().map(app) == other.spec.as_ref().map(app)
 }
 
 #[async_trait]
@@ -184,6 +221,23 @@ impl Hypervisor for Simulated {
                 Adopted::Running(Started { process: None, at, view })
             }
             _ => Adopted::Off,
+        }
+    }
+
+    async fn configure(&self, desired: &Arc<DesiredVm>) {
+        let mut guests = self.lock();
+        let Some(guest) = guests.get_mut(&desired.uuid) else { return };
+        let before = std::mem::replace(&mut guest.desired, desired.clone());
+        let now = guest.view.borrow().guest.clone();
+        if now.app_revision == 0 {
+            // It is still booting, and will ask.
+        } else if is_same_app(&before, desired) && now.boot_error.is_none() {
+            guest.show(GuestView { app_revision: desired.generation, ..now });
+        } else {
+            guest.show(progress(self.step, self.step, desired));
+            let view = guest.view.clone();
+            drop(guests);
+            self.go_on(desired.uuid, view, vec![(self.step * 2, self.step)]);
         }
     }
 
@@ -251,26 +305,25 @@ impl Hypervisor for Simulated {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct ComposeFile {
     #[serde(default)]
-    services: BTreeMap<String, Option<Service>>,
+    services: BTreeMap<String, serde_json::Value>,
 }
 
-#[derive(Default, Deserialize)]
-struct Service {
-    #[serde(default)]
-    image: String,
-}
-
-/// One running container for each service of the compose file, named as compose names them.
-fn containers(spec: &VmSpec, started: Timestamp) -> Vec<Container> {
+/// The services of the compose file, as they are written.
+fn services(spec: &VmSpec) -> BTreeMap<String, serde_json::Value> {
     let yaml = AppCompose::parse(&spec.app_compose).ok().and_then(|c| c.docker_compose_file).unwrap_or_default();
-    let file: ComposeFile = serde_saphyr::from_str(&yaml).unwrap_or_else(|_| ComposeFile { services: BTreeMap::new() });
-    let container = |(name, service): (String, Option<Service>)| {
-        let image = service.unwrap_or_default().image;
+    serde_saphyr::from_str::<ComposeFile>(&yaml).unwrap_or_default().services
+}
+
+/// One running container for each service of the compose file, named as compose names them. A service that an update
+/// leaves as it is keeps its container.
+fn containers(spec: &VmSpec, started: Timestamp) -> Vec<Container> {
+    let container = |(name, service): (String, serde_json::Value)| {
+        let image = service["image"].as_str().unwrap_or_default().to_owned();
         Container {
-            id: sha256_hex(format!("{}/{name}", spec.uuid)),
+            id: sha256_hex(format!("{}/{name}/{service}", spec.uuid)),
             names: vec![format!("/app-{name}-1")],
             image_id: format!("sha256:{}", sha256_hex(&image)),
             image,
@@ -280,5 +333,5 @@ fn containers(spec: &VmSpec, started: Timestamp) -> Vec<Container> {
             status: format!("Up {} seconds", clock::now().since(started).as_secs()),
         }
     };
-    file.services.into_iter().map(container).collect()
+    services(spec).into_iter().map(container).collect()
 }

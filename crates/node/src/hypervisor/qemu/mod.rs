@@ -63,6 +63,8 @@ const POWERING_OFF: &str = "powering off";
 struct Machine {
     handle: Arc<Handle>,
     agent: Agent,
+    /// What its guest should run.
+    wanted: watch::Sender<Arc<DesiredVm>>,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -141,14 +143,16 @@ impl Qemu {
         let (sender, view) = watch::channel(View { guest, ended: None });
         let folder = self.records.folder(uuid);
         let handle = Arc::new(handle);
+        let (wanted, wanted_by_guest) = watch::channel(desired.clone());
         let agent = Agent::open(Peer {
-            desired: desired.clone(),
+            uuid,
+            wanted: wanted_by_guest,
             folder: folder.clone(),
             keys: self.keys.clone(),
             view: sender.clone(),
         });
         let watching = watch_end(handle.clone(), child, agent.drained(), sender, folder);
-        let machine = Machine { handle, agent, _watch: AbortOnDropHandle::new(tokio::spawn(watching)) };
+        let machine = Machine { handle, agent, wanted, _watch: AbortOnDropHandle::new(tokio::spawn(watching)) };
         lock(&self.machines).insert(uuid, machine);
         view
     }
@@ -344,6 +348,12 @@ impl Hypervisor for Qemu {
                 let reason = "QEMU ended while the node was not running".to_owned();
                 Adopted::Died(Ended { at: clock::now(), reason, clean })
             }
+        }
+    }
+
+    async fn configure(&self, desired: &Arc<DesiredVm>) {
+        if let Some(machine) = lock(&self.machines).get(&desired.uuid) {
+            machine.wanted.send_replace(desired.clone());
         }
     }
 

@@ -1,13 +1,14 @@
 //! The task behind [`Agent`](super::Agent): one loop that owns the socket, and forgets everything when it closes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use holdfast_model::guest::{BootError, Config, Container, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest};
-use holdfast_model::node::{STREAM_WINDOW, StreamError};
+use holdfast_model::node::{DesiredVm, STREAM_WINDOW, StreamError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,12 +60,12 @@ pub(super) async fn run(
                 let ended = channel.talk(read, &mut inbox).await;
                 shutdown = channel.shutdown;
                 connected.send_replace(false);
-                debug!(vm = %peer.desired.uuid, ?ended, "the agent channel closed");
+                debug!(vm = %peer.uuid, ?ended, "the agent channel closed");
                 if ended == Ended::Dropped {
                     return;
                 }
             }
-            Err(error) => debug!(vm = %peer.desired.uuid, %error, "the agent socket is not there"),
+            Err(error) => debug!(vm = %peer.uuid, %error, "the agent socket is not there"),
         }
         let again = Instant::now() + pause;
         pause = (pause * 2).min(Duration::from_secs(1));
@@ -119,6 +120,11 @@ struct Channel<'a> {
     /// The newest state that was not taken in yet, and when it may be.
     state: Option<GuestState>,
     state_due: Instant,
+    /// What the guest should run, and the newest generation of it that went to the guest or that the guest has.
+    wanted: watch::Receiver<Arc<DesiredVm>>,
+    handed: u64,
+    /// The guest has a configuration; one without any asks for it itself.
+    configured: bool,
     keys_due: Instant,
     fetching: Option<AbortOnDropHandle<Result<Keys, KeyError>>>,
 }
@@ -140,6 +146,9 @@ impl<'a> Channel<'a> {
             logs: HashMap::new(),
             state: None,
             state_due: now,
+            wanted: peer.wanted.clone(),
+            handed: 0,
+            configured: false,
             keys_due: now,
             fetching: None,
         }
@@ -171,6 +180,7 @@ impl<'a> Channel<'a> {
                     hello_due = Instant::now() + HELLO;
                 }
                 () = sleep_until(self.state_due), if self.state.is_some() => self.take_state(),
+                Ok(()) = self.wanted.changed() => self.hand_newer(),
                 keys = fetched(&mut self.fetching) => self.keys(keys),
             }
         }
@@ -186,15 +196,15 @@ impl<'a> Channel<'a> {
                 line.push(b'\n');
                 self.push(Zeroizing::new(line));
             }
-            Err(error) => warn!(vm = %self.peer.desired.uuid, %error, "a line to the guest that cannot be written"),
+            Err(error) => warn!(vm = %self.peer.uuid, %error, "a line to the guest that cannot be written"),
         }
     }
 
     fn push(&self, line: Zeroizing<Vec<u8>>) {
         if line.len() > MAX_LINE {
-            warn!(vm = %self.peer.desired.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
+            warn!(vm = %self.peer.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
         } else if self.outgoing.try_send(line).is_err() {
-            debug!(vm = %self.peer.desired.uuid, "the guest does not read; a line to it was dropped");
+            debug!(vm = %self.peer.uuid, "the guest does not read; a line to it was dropped");
         }
     }
 
@@ -203,24 +213,27 @@ impl<'a> Channel<'a> {
             return;
         }
         let Ok(message) = serde_json::from_slice::<FromGuest>(line) else {
-            debug!(vm = %self.peer.desired.uuid, bytes = line.len(), "a line of the guest that means nothing was dropped");
+            debug!(vm = %self.peer.uuid, bytes = line.len(), "a line of the guest that means nothing was dropped");
             return;
         };
         match message {
             FromGuest::HelloAck { session, state } if session == self.session => {
                 if !self.talking {
-                    info!(vm = %self.peer.desired.uuid, progress = %cut(state.boot_progress.clone(), WORD), "the guest agent answered");
+                    info!(vm = %self.peer.uuid, progress = %cut(state.boot_progress.clone(), WORD), "the guest agent answered");
                 }
                 self.talking = true;
+                let wanted = self.wanted.borrow().generation;
+                (self.configured, self.handed) = (state.app_revision > 0, state.app_revision.min(wanted));
                 self.state = Some(state);
                 self.take_state();
+                self.hand_newer();
                 if let Some(grace_s) = self.shutdown.take() {
                     self.say(&ToGuest::Shutdown { grace_s });
                 }
             }
             FromGuest::HelloAck { .. } => {}
             _ if !self.talking => {}
-            FromGuest::NeedConfig => self.config(),
+            FromGuest::NeedConfig => self.hand_config(),
             FromGuest::NeedKeys => self.need_keys(),
             FromGuest::State(state) => {
                 self.state = Some(state);
@@ -249,7 +262,7 @@ impl<'a> Channel<'a> {
                 .boot_error
                 .map(|e| BootError { step: cut(e.step, WORD), message: cut(e.message, MESSAGE) }),
             // It cannot have applied what it was never given.
-            app_revision: state.app_revision.min(self.peer.desired.generation),
+            app_revision: state.app_revision.min(self.wanted.borrow().generation),
             shutdown_progress: state.shutdown_progress.map(|p| cut(p, WORD)),
         };
         self.peer.view.send_if_modified(|view| {
@@ -257,10 +270,19 @@ impl<'a> Channel<'a> {
             view.guest = guest;
             news
         });
+        self.hand_newer();
     }
 
-    fn config(&self) {
-        let Some(spec) = &self.peer.desired.spec else { return };
+    /// Gives a guest that runs an app the newer configuration, unasked.
+    fn hand_newer(&mut self) {
+        if self.talking && self.configured && self.handed < self.wanted.borrow().generation {
+            self.hand_config();
+        }
+    }
+
+    fn hand_config(&mut self) {
+        let desired = self.wanted.borrow_and_update().clone();
+        let Some(spec) = desired.spec.as_ref().filter(|_| self.outgoing.capacity() > 0) else { return };
         self.say(&ToGuest::Config(Box::new(Config {
             vm_uuid: spec.uuid.to_string(),
             app_id: spec.app_id.clone(),
@@ -270,17 +292,17 @@ impl<'a> Channel<'a> {
             encrypted_env: spec.encrypted_env.clone(),
             user_config: spec.user_config.clone(),
             now: clock::now(),
-            revision: self.peer.desired.generation,
+            revision: desired.generation,
         })));
+        (self.configured, self.handed) = (true, desired.generation);
     }
 
     fn need_keys(&mut self) {
         let now = Instant::now();
-        if self.fetching.is_some() || self.peer.desired.spec.is_none() {
+        if self.fetching.is_some() || self.wanted.borrow().spec.is_none() {
             return;
         }
-        let (wait, keys, uuid) =
-            (self.keys_due.saturating_duration_since(now), self.peer.keys.clone(), self.peer.desired.uuid);
+        let (wait, keys, uuid) = (self.keys_due.saturating_duration_since(now), self.peer.keys.clone(), self.peer.uuid);
         self.keys_due = now + wait + KEYS_SPACING;
         self.fetching = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
@@ -300,7 +322,7 @@ impl<'a> Channel<'a> {
                 }
             }
             Err(error) => {
-                warn!(vm = %self.peer.desired.uuid, %error, "no keys for the guest");
+                warn!(vm = %self.peer.uuid, %error, "no keys for the guest");
                 let retry_s = matches!(error, KeyError::Unreachable).then_some(KEYS_RETRY_S);
                 self.say(&ToGuest::Refused { what: "keys".to_owned(), reason: error.to_string(), retry_s });
             }
@@ -360,7 +382,7 @@ impl<'a> Channel<'a> {
             return;
         }
         if size > log.credit {
-            warn!(vm = %self.peer.desired.uuid, "the guest sent more of a log than it may; closing it");
+            warn!(vm = %self.peer.uuid, "the guest sent more of a log than it may; closing it");
             let error = stream_error("internal", "the guest agent sent too much");
             let _ = log.pieces.send(Piece::End(Some(error)));
             return self.close_log(id);

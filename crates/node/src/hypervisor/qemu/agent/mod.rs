@@ -22,6 +22,7 @@ use holdfast_model::guest::{Container, LogOptions};
 use holdfast_model::node::{DesiredVm, StreamError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use crate::hypervisor::{KeySource, View, stream_error};
 
@@ -30,8 +31,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 
 /// What the channel needs to know of its VM.
 pub struct Peer {
-    /// Without a spec the VM is only waiting to be removed: then the guest gets nothing more.
-    pub desired: Arc<DesiredVm>,
+    pub uuid: Uuid,
+    /// What the guest should run, as it is by now. Without a spec it is only waiting for its end, and gets nothing more.
+    pub wanted: watch::Receiver<Arc<DesiredVm>>,
     pub folder: PathBuf,
     pub keys: Arc<dyn KeySource>,
     pub view: watch::Sender<View>,

@@ -8,7 +8,6 @@ use holdfast_model::vm::{RunState, StopMode, VmSpec};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use uuid::Uuid;
 
 use super::*;
 use crate::hypervisor::KeyError;
@@ -69,6 +68,7 @@ fn state(progress: &str) -> GuestState {
 
 struct Rig {
     agent: Agent,
+    wanted: watch::Sender<Arc<DesiredVm>>,
     view: watch::Receiver<View>,
     listener: UnixListener,
     _dir: tempfile::TempDir,
@@ -108,8 +108,9 @@ fn rig() -> Rig {
         boot_epoch: 1,
         spec: Some(spec),
     };
-    let agent = Agent::open(Peer { desired: Arc::new(desired), folder, keys, view: sender });
-    Rig { agent, view, listener, _dir: dir }
+    let (wanted, wanted_by_guest) = watch::channel(Arc::new(desired));
+    let agent = Agent::open(Peer { uuid: Uuid::nil(), wanted: wanted_by_guest, folder, keys, view: sender });
+    Rig { agent, wanted, view, listener, _dir: dir }
 }
 
 async fn accept(rig: &Rig) -> Guest {
@@ -140,6 +141,70 @@ async fn config_keys_and_state() {
     assert_eq!((keys.env_key.as_str(), keys.disk_key.as_str()), ("e", "d"));
     guest.say(&FromGuest::State(state("done"))).await;
     progress(&mut rig, "done").await;
+}
+
+fn running(progress: &str, app_revision: u64) -> GuestState {
+    GuestState { boot_progress: progress.to_owned(), app_revision, ..GuestState::default() }
+}
+
+/// Wants another app, in `generation`.
+fn change(rig: &Rig, generation: u64) {
+    rig.wanted.send_modify(|wanted| {
+        let mut newer = (**wanted).clone();
+        newer.generation = generation;
+        if let Some(spec) = &mut newer.spec {
+            spec.app_compose = format!("{{\"n\":{generation}}}");
+        }
+        *wanted = Arc::new(newer);
+    });
+}
+
+async fn configured(guest: &mut Guest) -> (u64, String) {
+    let ToGuest::Config(config) = guest.hear().await else { panic!("no config") };
+    (config.revision, config.app_compose)
+}
+
+#[tokio::test]
+async fn a_running_guest_is_given_the_newest_app_unasked_and_once() {
+    let mut rig = rig();
+    let mut guest = accept(&rig).await;
+    // A guest without any configuration asks for it itself, and gets the newest.
+    guest.greet("booting").await;
+    progress(&mut rig, "booting").await;
+    change(&rig, 2);
+    guest.say(&FromGuest::NeedConfig).await;
+    assert_eq!(configured(&mut guest).await, (2, "{\"n\":2}".to_owned()));
+    guest.say(&FromGuest::State(running("done", 2))).await;
+    progress(&mut rig, "done").await;
+    assert_eq!(rig.view.borrow().guest.app_revision, 2);
+
+    change(&rig, 3);
+    assert_eq!(configured(&mut guest).await, (3, "{\"n\":3}".to_owned()));
+    // What it says of the app before counts as that, and what it cannot have is not believed.
+    guest.say(&FromGuest::State(running("still", 2))).await;
+    progress(&mut rig, "still").await;
+    assert_eq!(rig.view.borrow().guest.app_revision, 2);
+    guest.say(&FromGuest::State(running("lie", u64::MAX))).await;
+    progress(&mut rig, "lie").await;
+    assert_eq!(rig.view.borrow().guest.app_revision, 3);
+
+    // A connection later it gets what it has not applied, and not what it has.
+    for (has, next) in [(2, 4), (4, 5), (u64::MAX, 6)] {
+        drop(guest);
+        guest = accept(&rig).await;
+        let ToGuest::Hello { session } = guest.hear().await else { panic!("no hello") };
+        guest.say(&FromGuest::HelloAck { session, state: running(&next.to_string(), has) }).await;
+        progress(&mut rig, &next.to_string()).await;
+        if has == 2 {
+            assert_eq!(configured(&mut guest).await.0, 3);
+        }
+        change(&rig, next);
+        assert_eq!(configured(&mut guest).await.0, next);
+    }
+    // One that is to be stopped gets nothing: the question after it is answered, the change is not told.
+    rig.wanted.send_modify(|wanted| *wanted = Arc::new(DesiredVm { generation: 9, spec: None, ..(**wanted).clone() }));
+    rig.agent.line().shutdown(1).await;
+    assert!(matches!(guest.hear().await, ToGuest::Shutdown { .. }));
 }
 
 #[tokio::test]
