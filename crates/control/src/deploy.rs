@@ -3,26 +3,26 @@
 //! The one rule: provision promises nothing but the hash and the ids. Whether there is room is decided again at commit,
 //! in the transaction that takes the room.
 
-use std::collections::BTreeSet;
-
 use holdfast_engine::ops;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
-use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
+use holdfast_store::apps::app_id_is_taken;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::provisions::{self, Provision};
+use holdfast_store::revisions::revision_first;
 use holdfast_store::vms::{self, NewVm, Vm};
-use holdfast_store::{Store, nodes};
+use holdfast_store::{Store, Tx, nodes};
 use holdfast_trust::{address, env};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::placement::{self, Ask, Policy};
-use crate::{Control, Principal, RequestInfo, catalogue};
+use crate::{Control, Principal, RequestInfo, catalogue, kms};
 
 /// How long a provision waits for its commit.
 const PROVISION_LIFETIME: std::time::Duration = std::time::Duration::from_secs(14 * 24 * 3600);
@@ -114,7 +114,7 @@ impl Control {
         let nodes = self.store.nodes().await?;
         let image = catalogue::image_choose(&catalogue::images(&nodes)?, request.image.as_deref(), request.prefer_dev)?;
         let wanted = wanted(&request, &image.name)?;
-        let ports = compose_ports(&content)?.len();
+        let ports = AppCompose::parse(&content)?.published()?.len();
         let node = placement::choose(&nodes, &wanted.ask(ports), self.policy())?;
         // An id of the caller's own may be that of an app that has the name already: then commit decides.
         if let Some(holder) = self.store.name_holder(who.workspace_id, &request.name).await?
@@ -131,7 +131,7 @@ impl Control {
         let nonce = match request.nonce {
             Some(nonce) if nonce >= 0 => nonce,
             Some(_) => return Err(Error::field("body", "nonce", "greater_than_equal", "must not be negative")),
-            None => provisions::nonce_take(&mut tx, who.workspace_id).await?,
+            None => nonce_free(&mut tx, who).await?,
         };
         let app_id = predicted_app_id(&who.workspace_address, nonce)?;
         if let Some(asked) = request.app_id.as_deref().map(strip_app_id)
@@ -166,7 +166,7 @@ impl Control {
         check_kms(None, request.kms_id.as_deref())?;
         let app_id = strip_app_id(&request.app_id);
         let encrypted_env = request.encrypted_env.as_deref().filter(|t| !t.is_empty()).map(check_env).transpose()?;
-        let now = self.now();
+        let (now, began) = (self.now(), Instant::now());
         let provision = self.store.provision(who.workspace_id, &app_id, &request.compose_hash, now).await?;
         let mut tx = self.store.begin().await?;
         let Some(provision) = provision else {
@@ -192,7 +192,7 @@ impl Control {
 
         let content = self.store.app_compose(who.workspace_id, &provision.compose_hash).await?;
         let content = content.ok_or_else(provision_missing)?;
-        let published = compose_ports(&content)?;
+        let published = AppCompose::parse(&content)?.published()?;
         let candidates = nodes::nodes_for_placement(&mut tx).await?;
         let node = placement::choose(&candidates, &wanted.ask(published.len()), self.policy())?;
         let taken = vms::ports_taken(&mut tx, node.id).await?;
@@ -243,9 +243,11 @@ impl Control {
             status_code: 200,
             if_busy: IfBusy::Refuse,
         };
-        vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        let (operation, _) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
+        revision_first(&mut tx, vm_id, Some(operation), now).await?;
         let vm = Store::vm_in(&mut tx, vm_id).await?;
         holdfast_store::commit(tx).await?;
+        self.metrics.accepted(began.elapsed());
         self.ring_work();
         Ok(vm)
     }
@@ -336,15 +338,13 @@ fn check_kms(kind: Option<&str>, id: Option<&str>) -> Result<(), Error> {
         return Err(Error::new(Code::KmsNotFound, format!("kms: there is no \"{kind}\" KMS here; use \"phala\".")));
     }
     match id {
-        Some(id) if id != KMS_SLUG && hashid::decode(Prefix::Kms, id) != Some(KMS_KEY) => {
-            Err(Error::new(Code::KmsNotFound, "kms_id: there is no such KMS."))
-        }
+        Some(id) if !kms::is_ours(id) => Err(Error::new(Code::KmsNotFound, "kms_id: there is no such KMS.")),
         _ => Ok(()),
     }
 }
 
 /// Ciphertext that could be an env: hex, within the guest's limit, at least key, nonce and tag.
-fn check_env(text: &str) -> Result<String, Error> {
+pub(crate) fn check_env(text: &str) -> Result<String, Error> {
     let fail = |why: &str| Error::field("body", "encrypted_env", "value_error", why);
     let text = text.strip_prefix("0x").unwrap_or(text).to_ascii_lowercase();
     let bytes = hex::decode(&text).map_err(|_| fail("must be hexadecimal"))?;
@@ -352,17 +352,6 @@ fn check_env(text: &str) -> Result<String, Error> {
         0..60 => Err(fail("is too short to be an encrypted env")),
         n if n > env::MAX_BLOB => Err(fail("is larger than 256 KiB")),
         _ => Ok(text),
-    }
-}
-
-/// Ports on the VM that the compose file publishes.
-fn compose_ports(content: &str) -> Result<BTreeSet<u16>, Error> {
-    let app = AppCompose::parse(content)?;
-    match app.docker_compose_file {
-        Some(yaml) if app.runner == "docker-compose" => {
-            Ok(compose::published_ports(&yaml)?.into_iter().map(|p| p.vm_port).collect())
-        }
-        _ => Ok(BTreeSet::new()),
     }
 }
 
@@ -395,8 +384,19 @@ fn instance_id(app_id: &str) -> Result<String, Error> {
     Ok(hex::encode(&digest[..20]))
 }
 
-fn predicted_app_id(workspace_address: &str, nonce: i64) -> Result<String, Error> {
+pub(crate) fn predicted_app_id(workspace_address: &str, nonce: i64) -> Result<String, Error> {
     Ok(address::app_id(&app_id_bytes(workspace_address)?, nonce.unsigned_abs()))
+}
+
+/// The next nonce of a workspace whose app id nobody has taken by naming it.
+async fn nonce_free(tx: &mut Tx, who: &Principal) -> Result<i64, Error> {
+    loop {
+        let nonce = provisions::nonce_take(tx, who.workspace_id).await?;
+        let app_id = predicted_app_id(&who.workspace_address, nonce)?;
+        if !app_id_is_taken(tx, who.workspace_id, &app_id).await? {
+            return Ok(nonce);
+        }
+    }
 }
 
 /// 20 bytes in 40 hex digits.

@@ -21,7 +21,13 @@ impl Control {
     /// An operation of the caller's workspace.
     pub async fn operation_find(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
         let found = self.store.operation(Some(who.workspace_id), &id.to_ascii_lowercase()).await?;
-        found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))
+        found.ok_or_else(|| {
+            let archive = match self.settings.retention {
+                Some(_) => " One that was over for longer than operations stay here is in the server's archive.",
+                None => "",
+            };
+            Error::new(Code::OperationNotFound, format!("There is no such operation.{archive}"))
+        })
     }
 
     /// Asks for a cancel. Accepted before the pivot; everything is then undone, and the operation ends as cancelled.
@@ -93,7 +99,11 @@ impl Control {
                 if gone { "Deploy it again." } else { "The CVM exists: look at its logs, then start or delete it." };
             return refuse(format!("A create cannot be retried. {why}"));
         }
-        let new = self.vm_resubmit(who, info, &operation, plan).await?;
+        let new = if plan.revises() {
+            self.vm_update_again(who, info, &operation, plan).await?
+        } else {
+            self.vm_resubmit(who, info, &operation, plan).await?
+        };
         self.operation_find(who, &new.to_string()).await
     }
 }

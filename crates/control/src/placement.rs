@@ -113,6 +113,22 @@ fn fits(node: &Node, ask: &Ask<'_>, policy: Policy) -> Result<Result<(), (u8, Er
     Ok(Ok(()))
 }
 
+/// Fails when a node has no room for what a CVM on it wants more of: vCPU, memory in MB, disk in GB, before and after.
+pub fn fits_grown(node: &Node, sizes: [(i64, i64, i64); 2], policy: Policy) -> Result<(), Error> {
+    let (left, [before, after]) = (free(node, policy), sizes);
+    let lacks = [
+        (after.0 - before.0, left.vcpu, Code::NoVcpu, "vCPUs"),
+        (after.1 - before.1, left.memory_mb, Code::NoMemory, "MB of memory"),
+        (after.2 - before.2, left.disk_gb, Code::NoDisk, "GB of disk"),
+    ];
+    match lacks.into_iter().find(|(more, left, ..)| *more > 0 && more > left) {
+        Some((more, left, code, what)) => {
+            Err(Error::new(code, format!("{more} more {what} were asked for; {left} are free on the CVM's node.")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// `count` free host ports of the node's range, beginning at a place that `seed` decides: other programs of the host
 /// use ports too, and a random one rarely meets them.
 pub fn ports_choose(node: &Node, taken: &[i64], count: usize, seed: u64) -> Result<Vec<u16>, Error> {

@@ -12,6 +12,7 @@ use holdfast_store::interventions::operation_link_retry;
 use holdfast_store::queue::{self, provisional};
 use holdfast_store::vms::{By, Vm};
 use holdfast_store::{Store, Tx};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{Control, Principal, RequestInfo};
@@ -150,7 +151,7 @@ impl Control {
             Some(_) => self.vm_find_any(who, id).await?.id,
             None => self.vm_find(who, id).await?.id,
         };
-        let now = self.now();
+        let (now, began) = (self.now(), Instant::now());
         let mut tx = self.store.begin().await?;
         if let Some(key) = &info.idempotency
             && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
@@ -180,6 +181,7 @@ impl Control {
         }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
         holdfast_store::commit(tx).await?;
+        self.metrics.accepted(began.elapsed());
         self.ring_work();
         Ok(Submitted { vm, operation: Some(uuid) })
     }
@@ -205,7 +207,7 @@ struct Submitted {
 }
 
 /// Refuses a plan that cannot begin, and not wait either. Returns the status that it should find when its turn comes.
-async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBusy) -> Result<String, Error> {
+pub(crate) async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBusy) -> Result<String, Error> {
     if vm.deleted_at.is_some() {
         return Err(not_found());
     }

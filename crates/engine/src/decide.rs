@@ -1,5 +1,7 @@
 //! The state machine. See the crate's documentation for the drawing.
 
+use std::time::Duration;
+
 use holdfast_model::error::Code;
 use holdfast_model::node::{Outcome, Phase};
 use holdfast_model::operation::{FieldDiff, Status, Value};
@@ -84,7 +86,7 @@ impl Run<'_> {
                 self.leave(index + 1);
                 return None;
             }
-            self.enter(step.name, self.deadlines.of(step.deadline));
+            self.enter(step.name, self.allowed(step.deadline));
             match step.action {
                 Action::Want(want) => self.want(want),
                 Action::Revise => self.revise(),
@@ -135,7 +137,7 @@ impl Run<'_> {
         let name = format!("undo_{name}");
         if !self.out.record.entered {
             let deadline = if matches!(undo, Undo::Revise(_)) { Deadline::Launch } else { Deadline::Remove };
-            self.enter(&name, self.deadlines.of(deadline));
+            self.enter(&name, self.allowed(deadline));
             match undo {
                 Undo::Want(want, _) => self.want(want),
                 Undo::Revise(_) => self.revise(),
@@ -241,8 +243,14 @@ impl Run<'_> {
         }
     }
 
+    /// How long a step may take: what the guest is given to stop comes on top.
+    fn allowed(&self, deadline: Deadline) -> Option<Duration> {
+        let grace = if deadline == Deadline::Stop { self.world.grace } else { Duration::ZERO };
+        self.deadlines.of(deadline).map(|allowed| allowed + grace)
+    }
+
     /// Begins a step.
-    fn enter(&mut self, name: &str, deadline: Option<std::time::Duration>) {
+    fn enter(&mut self, name: &str, deadline: Option<Duration>) {
         let record = &mut self.out.record;
         record.entered = true;
         record.step_started_at = Some(self.now);

@@ -1,5 +1,7 @@
 //! What [`decide`](crate::decide) is given and what it returns.
 
+use std::time::Duration;
+
 use holdfast_model::error::Code;
 use holdfast_model::guest::BootError;
 use holdfast_model::node::{Outcome, Phase};
@@ -92,6 +94,8 @@ pub struct World {
     pub observed: Option<Observed>,
     /// The node has been heard of lately.
     pub node_online: bool,
+    /// What the guest is given to stop its app, where the operation stops it.
+    pub grace: Duration,
     /// What an update changes, from the revision that it replaces to its own; `None` when they are the same.
     pub change: Option<Change>,
 }

@@ -3,7 +3,7 @@
 //! The one rule: the bytes are made once ([`normalize`]), hashed, stored and from then on only passed along. Nothing
 //! parses them back to write them again, because sha256 of what the guest got must be the compose hash for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -57,6 +57,16 @@ impl AppCompose {
     /// Reads bytes made by [`normalize`].
     pub fn parse(bytes: &str) -> Result<Self, Error> {
         serde_json::from_str(bytes).map_err(|e| Error::new(Code::ComposeInvalid, format!("app-compose.json: {e}")))
+    }
+
+    /// TCP ports on the VM that the app publishes; none for an app that is a script.
+    pub fn published(&self) -> Result<BTreeSet<u16>, Error> {
+        match &self.docker_compose_file {
+            Some(yaml) if self.runner == "docker-compose" => {
+                Ok(published_ports(yaml)?.into_iter().map(|p| p.vm_port).collect())
+            }
+            _ => Ok(BTreeSet::new()),
+        }
     }
 }
 

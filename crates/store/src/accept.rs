@@ -103,7 +103,7 @@ pub async fn vm_operation_accept(
     .bind(plan.verb.as_str())
     .bind(plan.name)
     .bind(i64::from(plan.version))
-    .bind(plan.target.as_str())
+    .bind(plan.target_from(submit.status_before).as_str())
     .bind(submit.vm_id)
     .bind(submit.vm_uuid)
     .bind(submit.vm_name)

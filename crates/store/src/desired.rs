@@ -164,6 +164,11 @@ pub(crate) async fn desired_of(tx: &mut Tx, vm_id: i64) -> Result<Option<Desired
     .transpose()
 }
 
+/// Whether the VM should run; `None` before its create has begun.
+pub async fn run_state(tx: &mut Tx, vm_id: i64) -> Result<Option<RunState>, Error> {
+    Ok(desired_of(tx, vm_id).await?.map(|d| d.run_state))
+}
+
 /// True when the VM was asked to go and has not gone yet: nothing but another delete can be asked of it.
 pub async fn vm_is_leaving(tx: &mut Tx, vm_id: i64) -> Result<bool, Error> {
     Ok(desired_of(tx, vm_id).await?.is_some_and(|d| d.run_state == RunState::Absent))

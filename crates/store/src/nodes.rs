@@ -53,14 +53,17 @@ impl Node {
     }
 }
 
-// A VM counts until nothing of it is left on the node, whatever its status says.
+// A VM counts until nothing of it is left on the node, whatever its status says; during an update the larger size does.
 const NODES: &str =
     "SELECT n.id, n.uuid, n.name, n.region, n.version, n.hypervisor, n.hypervisor_version, n.accelerator,
         n.tee, n.vcpu, n.memory_mb, n.disk_gb, n.slots, n.disk_free_gb, n.publish_address, n.port_first, n.port_last,
         n.images, n.ready, n.reason, n.cordoned, n.last_seen_at, n.created_at,
-        CAST(COALESCE(SUM(v.vcpu), 0) AS BIGINT) AS used_vcpu,
-        CAST(COALESCE(SUM(v.memory_mb), 0) AS BIGINT) AS used_memory_mb,
-        CAST(COALESCE(SUM(v.disk_gb), 0) AS BIGINT) AS used_disk_gb,
+        CAST(COALESCE(SUM(CASE WHEN v.held_vcpu > v.vcpu THEN v.held_vcpu ELSE v.vcpu END), 0)
+            AS BIGINT) AS used_vcpu,
+        CAST(COALESCE(SUM(CASE WHEN v.held_memory_mb > v.memory_mb THEN v.held_memory_mb ELSE v.memory_mb END), 0)
+            AS BIGINT) AS used_memory_mb,
+        CAST(COALESCE(SUM(CASE WHEN v.held_disk_gb > v.disk_gb THEN v.held_disk_gb ELSE v.disk_gb END), 0)
+            AS BIGINT) AS used_disk_gb,
         COUNT(v.id) AS used_slots
      FROM node n LEFT JOIN vm v ON v.node_id = n.id AND v.deleted_at IS NULL
      GROUP BY n.id ORDER BY n.id";
@@ -86,15 +89,18 @@ impl Store {
             .map_err(fault)
     }
 
-    /// The node behind a token, while `session` is its current life.
+    /// The node behind a token that was not revoked, while `session` is its current life.
     pub async fn node_session(&self, token_id: i64, session: Uuid) -> Result<i64, Error> {
-        sqlx::query_scalar("SELECT id FROM node WHERE token_id = $1 AND session = $2")
-            .bind(token_id)
-            .bind(session.to_string())
-            .fetch_optional(self.read())
-            .await
-            .map_err(fault)?
-            .ok_or_else(|| Error::new(Code::SessionStale, "This session is not the node's current one."))
+        sqlx::query_scalar(
+            "SELECT n.id FROM node n JOIN node_token t ON t.id = n.token_id AND t.revoked_at IS NULL
+             WHERE n.token_id = $1 AND n.session = $2",
+        )
+        .bind(token_id)
+        .bind(session.to_string())
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)?
+        .ok_or_else(|| Error::new(Code::SessionStale, "This session is not the node's current one."))
     }
 
     /// The VM's node-side facts that a node asks keys with: (app id, instance id), only if it is placed there and

@@ -58,6 +58,7 @@ struct RecordRow {
     error_message: Option<String>,
     error_internal: Option<String>,
     diff: String,
+    request: String,
     vm_status: String,
     node_last_seen_at: i64,
 }
@@ -150,7 +151,7 @@ pub async fn operation_load(
         "SELECT o.resource_id, o.status, COALESCE(o.status_claimed, o.status_before) AS status_before,
                 o.direction, o.step, o.step_entered, o.step_started_at,
                 o.deadline_at, o.generation, o.sub_operations, o.cancelled_by, o.error_code, o.error_message,
-                o.error_internal, o.diff, v.status AS vm_status, n.last_seen_at AS node_last_seen_at
+                o.error_internal, o.diff, o.request, v.status AS vm_status, n.last_seen_at AS node_last_seen_at
          FROM operation o JOIN vm v ON v.id = o.resource_id JOIN node n ON n.id = v.node_id
          WHERE o.id = $1 AND o.lease_token = $2",
     )
@@ -197,6 +198,7 @@ pub async fn operation_load(
         desired: desired_of(tx, row.resource_id).await?,
         observed,
         node_online: row.node_last_seen_at >= now.micros() - node_patience,
+        grace: grace(&row.request)?,
         change: if revises { change_of(tx, claimed.id).await? } else { None },
     };
     Ok(Some((record, world)))
@@ -267,6 +269,15 @@ pub async fn operation_write(
         claims_end(tx, claimed.id, now).await?;
     }
     Ok(true)
+}
+
+/// What the request gives the guest to stop its app.
+fn grace(request: &str) -> Result<Duration, Error> {
+    let asked: Asked = from_json(request)?;
+    Ok(match asked.stop {
+        Some(StopMode::Graceful { grace_s }) => Duration::from_secs(grace_s.into()),
+        Some(StopMode::Hard) | None => Duration::ZERO,
+    })
 }
 
 fn plan_of(claimed: &Claimed) -> Option<&'static Plan> {

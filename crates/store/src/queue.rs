@@ -63,6 +63,9 @@ pub async fn line(tx: &mut Tx, kind: &str, resource: i64) -> Result<Option<Line>
 
 /// What an operation says it changes before its first step makes that true.
 pub fn provisional(from: &str, plan: &Plan) -> Option<FieldDiff> {
+    if plan.revises() {
+        return None;
+    }
     let to = plan.target.as_str();
     (from != to).then(|| FieldDiff { from: Some(Value::from(from)), to: Some(Value::from(to)) })
 }

@@ -46,6 +46,12 @@ pub struct Vm {
     env_names: String,
     pub user_config: Option<String>,
     pub listed: bool,
+    /// The revision in force.
+    pub revision: i64,
+    /// Who may see its logs, system information and measurements. `None`: as app-compose.json says.
+    pub public_logs: Option<bool>,
+    pub public_sysinfo: Option<bool>,
+    pub public_tcbinfo: Option<bool>,
     restart_policy: String,
     pub created_at: i64,
     pub deleted_at: Option<i64>,
@@ -86,8 +92,8 @@ const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid
         n.publish_address AS node_publish_address, n.last_seen_at AS node_last_seen_at, v.created_by,
         u.username AS creator_name, v.name, v.instance_id, v.status, v.instance_type, v.vcpu, v.memory_mb, v.disk_gb,
         v.image, v.os_image_hash, v.compose_hash, c.content AS compose, v.encrypted_env, v.env_names, v.user_config,
-        v.listed, v.restart_policy, v.created_at, v.deleted_at, o.report, op.uuid AS operation_uuid,
-        op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
+        v.listed, v.revision, v.public_logs, v.public_sysinfo, v.public_tcbinfo, v.restart_policy, v.created_at,
+        v.deleted_at, o.report, op.uuid AS operation_uuid, op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
      FROM vm v
      JOIN workspace w ON w.id = v.workspace_id
      JOIN project p ON p.id = v.project_id
@@ -204,13 +210,15 @@ impl Store {
         query.build_query_as().fetch_one(&mut **tx).await.map_err(fault)
     }
 
-    /// Published ports of these CVMs, as (CVM, mapping), in order of the port inside.
+    /// Published ports of these CVMs in force, as (CVM, mapping), in order of the port inside.
     pub async fn vm_ports(&self, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
         if vms.is_empty() {
             return Ok(Vec::new());
         }
-        let mut query =
-            QueryBuilder::new("SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port WHERE vm_id IN (");
+        let mut query = QueryBuilder::new(
+            "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
+             WHERE active AND vm_id IN (",
+        );
         let mut list = query.separated(", ");
         for id in vms {
             list.push_bind(*id);
@@ -241,7 +249,7 @@ impl Store {
     }
 }
 
-fn port_row(row: (i64, String, String, i64, i64)) -> Result<(i64, PortMapping), Error> {
+pub(crate) fn port_row(row: (i64, String, String, i64, i64)) -> Result<(i64, PortMapping), Error> {
     let (vm, protocol, host_address, host_port, vm_port) = row;
     let port = |n: i64| u16::try_from(n).map_err(Error::internal);
     Ok((vm, PortMapping { protocol, host_address, host_port: port(host_port)?, vm_port: port(vm_port)? }))
@@ -381,6 +389,7 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
         "DELETE FROM vm_port WHERE vm_id = $1",
         "DELETE FROM vm_desired WHERE vm_id = $1",
         "DELETE FROM vm_observed WHERE vm_id = $1",
+        "UPDATE vm_revision SET encrypted_env = NULL WHERE vm_id = $1",
     ] {
         sqlx::query(held).bind(id).execute(&mut **tx).await.map_err(fault)?;
     }
@@ -392,11 +401,15 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
-    // The name goes with the last CVM of the app that carries it.
+    names_drop(tx, id).await
+}
+
+/// Gives back the names of a CVM's app that none of its living CVMs carries.
+pub(crate) async fn names_drop(tx: &mut Tx, id: i64) -> Result<(), Error> {
     sqlx::query(
-        "DELETE FROM vm_name WHERE (workspace_id, name) IN (SELECT workspace_id, name FROM vm WHERE id = $1)
-         AND NOT EXISTS (SELECT 1 FROM vm v JOIN vm d ON d.id = $1
-             WHERE v.workspace_id = d.workspace_id AND v.name = d.name AND v.deleted_at IS NULL)",
+        "DELETE FROM vm_name WHERE app_row = (SELECT app_row FROM vm WHERE id = $1)
+         AND NOT EXISTS (SELECT 1 FROM vm v
+             WHERE v.app_row = vm_name.app_row AND v.name = vm_name.name AND v.deleted_at IS NULL)",
     )
     .bind(id)
     .execute(&mut **tx)

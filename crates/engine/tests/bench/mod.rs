@@ -56,6 +56,7 @@ impl Bench {
             desired: exists.then_some(Desired { generation: 7, run_state, boot_epoch: 2 }),
             observed: exists.then(|| observed(7, phase, 2)),
             node_online: true,
+            grace: std::time::Duration::ZERO,
             change: plan.revises().then(|| change(plan)),
         };
         let record = Record {

@@ -51,6 +51,6 @@ pub async fn docker_compose(
 }
 
 /// Plain text: the clients take every other type of text for a binary.
-fn text(body: String) -> Response {
+pub(super) fn text(body: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
 }

@@ -88,12 +88,12 @@ impl ProvisionDstackAppRequest {
             None => Ok(()),
         }
     }
+}
 
-    /// An empty list of GPUs asks for none.
-    fn wants_gpus(&self) -> bool {
-        let Some(gpus) = self.gpus.as_ref().filter(|gpus| !gpus.is_null()) else { return false };
-        gpus["attach_mode"] == "all" || gpus["gpus"].as_array().is_some_and(|list| !list.is_empty())
-    }
+/// An empty list of GPUs asks for none.
+pub(super) fn asks_for_gpus(gpus: Option<&Value>) -> bool {
+    let Some(gpus) = gpus.filter(|gpus| !gpus.is_null()) else { return false };
+    gpus["attach_mode"] == "all" || gpus["gpus"].as_array().is_some_and(|list| !list.is_empty())
 }
 
 /// What provisioning came to. Kept for 14 days.
@@ -154,7 +154,7 @@ pub async fn provision(
     request.check()?;
     let number = |n: Option<Integer>| n.map(|n| n.0);
     let wanted = ProvisionRequest {
-        gpus: request.wants_gpus(),
+        gpus: asks_for_gpus(request.gpus.as_ref()),
         name: request.name,
         compose_file: request.compose_file,
         instance_type: request.instance_type,

@@ -1,14 +1,20 @@
 //! CVMs: deploying, finding, power, and what they run.
 
 mod compose_file;
+mod compose_update;
 mod composition;
 mod deploy;
 mod detail;
+mod envs;
 pub mod list;
 mod operation;
 mod operations;
+mod os_image;
 mod power;
+mod resources;
+mod settings;
 mod state;
+mod update;
 mod watch;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -21,7 +27,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(deploy::provision))
         .routes(routes!(deploy::commit, list::all))
         .routes(routes!(list::paginated))
-        .routes(routes!(detail::get, power::delete))
+        .routes(routes!(detail::get, update::patch, power::delete))
         .routes(routes!(power::start))
         .routes(routes!(power::stop))
         .routes(routes!(power::restart))
@@ -30,6 +36,16 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(operation::status))
         .routes(routes!(composition::get))
         .routes(routes!(state::get))
-        .routes(routes!(compose_file::get))
+        .routes(routes!(compose_file::get, compose_update::trigger, compose_update::replace))
         .routes(routes!(compose_file::docker_compose))
+        .routes(routes!(compose_update::provision))
+        .routes(routes!(compose_update::docker_compose))
+        .routes(routes!(compose_update::pre_launch_script_get, compose_update::pre_launch_script))
+        .routes(routes!(resources::patch))
+        .routes(routes!(envs::patch))
+        .routes(routes!(settings::visibility))
+        .routes(routes!(settings::listed))
+        .routes(routes!(settings::name))
+        .routes(routes!(os_image::available))
+        .routes(routes!(os_image::patch))
 }

@@ -12,6 +12,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_model::operation::Kind;
 use holdfast_store::history::{Event, Filter, Operation};
+use holdfast_store::page::Sort;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -42,7 +43,7 @@ pub struct PaginatedCvmOperationsResponse {
     pub items: Vec<CvmOperationResponse>,
     /// Cursor of the next page, null on the last one.
     pub next_cursor: Option<String>,
-    /// How many match; counting stops at 10,000.
+    /// How many match: exact up to 1,000, an estimate above.
     pub total: i64,
 }
 
@@ -113,7 +114,7 @@ pub async fn list(
     let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
     let vm = app.control.vm_find_any(&caller.who, &id).await?;
     let filter = Filter {
-        workspace: Some(caller.who.workspace_id),
+        workspace: caller.who.workspace_id,
         kind: Some(Kind::Vm),
         resource_id: Some(vm.id),
         operation_types: operation_types(&params)?,
@@ -121,15 +122,17 @@ pub async fn list(
         created_max: params.time("end_time")?,
         ..Filter::default()
     };
-    let listed = app.control.operations(AUDIENCE, &filter, params.text("cursor"), limit).await?;
-    let ids: Vec<i64> = listed.page.operations.iter().map(|operation| operation.id).collect();
+    let sort = Sort::newest_first("created_at");
+    let listed = app.control.operations(AUDIENCE, &filter, &sort, params.text("cursor"), limit).await?;
+    let ids: Vec<i64> = listed.page.items.iter().map(|operation| operation.id).collect();
     let mut events = app.control.store.events(&ids).await?;
     let admin = caller.who.is_admin();
-    let items = listed.page.operations.into_iter().map(|operation| item(operation, &mut events, admin));
+    let total = listed.page.total.number;
+    let items = listed.page.items.into_iter().map(|operation| item(operation, &mut events, admin));
     Ok(Json(PaginatedCvmOperationsResponse {
         items: items.collect::<Result<_, _>>()?,
         next_cursor: listed.next,
-        total: listed.total,
+        total,
     }))
 }
 

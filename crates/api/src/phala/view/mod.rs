@@ -72,7 +72,7 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
             let ports = ports.remove(&vm.id).unwrap_or_default();
             Ok(Cvm {
                 status: vm.status()?.as_str(),
-                compose: AppCompose::parse(&vm.compose).map_err(Error::internal)?,
+                compose: compose_of(&vm)?,
                 report: vm.report()?,
                 public_urls: public_urls(&vm, &ports, &control.settings.public_url),
                 events: events.remove(&vm.id).unwrap_or_default(),
@@ -86,6 +86,17 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
             })
         })
         .collect()
+}
+
+/// app-compose.json, with what was made public or hidden since.
+fn compose_of(vm: &Vm) -> Result<AppCompose, Error> {
+    let said = AppCompose::parse(&vm.compose).map_err(Error::internal)?;
+    Ok(AppCompose {
+        public_logs: vm.public_logs.unwrap_or(said.public_logs),
+        public_sysinfo: vm.public_sysinfo.unwrap_or(said.public_sysinfo),
+        public_tcbinfo: vm.public_tcbinfo.unwrap_or(said.public_tcbinfo),
+        ..said
+    })
 }
 
 /// The same for one CVM.

@@ -1,0 +1,292 @@
+//! Revisions of VMs: adding one, putting one in force, and what is kept for the way back.
+//!
+//! The one rule: until an update is over, its node has room, ports and names for both of its revisions. So putting either
+//! of them in force cannot fail for want of anything, and the way back is as sure as the way forth.
+//!
+//! ```text
+//!   accept: revision n+1, and what it takes beyond n      (the row of `vm` is still n)
+//!   apply:  `vm` becomes n+1, its ports are the active ones
+//!   undo:   `vm` becomes n again
+//!   end:    what only the other revision took is given back
+//! ```
+
+use std::collections::BTreeSet;
+
+use holdfast_engine::Direction;
+use holdfast_engine::revision::{Change, Revision, Visibility};
+use holdfast_model::Timestamp;
+use holdfast_model::compose::AppCompose;
+use holdfast_model::error::Error;
+use holdfast_model::vm::PortMapping;
+use sqlx::QueryBuilder;
+
+use crate::vms::{Vm, name_taken, names_drop, port_row};
+use crate::{Tx, fault, from_json, json};
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    name: String,
+    instance_type: Option<String>,
+    vcpu: i64,
+    memory_mb: i64,
+    disk_gb: i64,
+    image: String,
+    os_image_hash: Option<String>,
+    compose_hash: String,
+    compose: String,
+    encrypted_env: Option<String>,
+    env_names: String,
+    user_config: Option<String>,
+    listed: bool,
+    public_logs: Option<bool>,
+    public_sysinfo: Option<bool>,
+    public_tcbinfo: Option<bool>,
+}
+
+/// A revision of a VM, on the ports that the VM has for it.
+async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revision, Error> {
+    let row: Row = sqlx::query_as(
+        "SELECT r.name, r.instance_type, r.vcpu, r.memory_mb, r.disk_gb, r.image, r.os_image_hash, r.compose_hash,
+                c.content AS compose, r.encrypted_env, r.env_names, r.user_config, r.listed, r.public_logs,
+                r.public_sysinfo, r.public_tcbinfo
+         FROM vm_revision r JOIN vm v ON v.id = r.vm_id
+         JOIN app_compose c ON c.workspace_id = v.workspace_id AND c.compose_hash = r.compose_hash
+         WHERE r.vm_id = $1 AND r.revision = $2",
+    )
+    .bind(vm_id)
+    .bind(revision)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let published = published(&row.compose);
+    let ports = ports_of(tx, vm_id).await?.into_iter().filter(|p| published.contains(&p.vm_port)).collect();
+    Ok(Revision {
+        name: row.name,
+        instance_type: row.instance_type,
+        vcpu: row.vcpu,
+        memory_mb: row.memory_mb,
+        disk_gb: row.disk_gb,
+        image: row.image,
+        os_image_hash: row.os_image_hash,
+        compose_hash: row.compose_hash,
+        compose: row.compose,
+        encrypted_env: row.encrypted_env,
+        env_names: from_json(&row.env_names)?,
+        user_config: row.user_config,
+        listed: row.listed,
+        visibility: Visibility { logs: row.public_logs, sysinfo: row.public_sysinfo, tcbinfo: row.public_tcbinfo },
+        ports,
+    })
+}
+
+/// The revision that is in force.
+pub async fn revision_in_force(tx: &mut Tx, vm: &Vm) -> Result<Revision, Error> {
+    revision_read(tx, vm.id, vm.revision).await
+}
+
+/// What an operation's revision changed, as (the one before, its own). `None` for an operation that has no revision.
+pub async fn revisions_of(tx: &mut Tx, operation: i64) -> Result<Option<(Revision, Revision)>, Error> {
+    let Some(Step { vm_id, revision, from }) = step_of(tx, operation).await? else { return Ok(None) };
+    Ok(Some((revision_read(tx, vm_id, from).await?, revision_read(tx, vm_id, revision).await?)))
+}
+
+/// From which revision to which an operation leads.
+#[derive(sqlx::FromRow)]
+struct Step {
+    vm_id: i64,
+    revision: i64,
+    from: i64,
+}
+
+async fn step_of(tx: &mut Tx, operation: i64) -> Result<Option<Step>, Error> {
+    // Until its own is in force, an operation begins from whatever is.
+    sqlx::query_as(
+        "SELECT r.vm_id, r.revision, CASE WHEN v.revision = r.revision THEN COALESCE(r.parent, r.revision)
+            ELSE v.revision END AS \"from\"
+         FROM vm_revision r JOIN vm v ON v.id = r.vm_id WHERE r.operation_id = $1",
+    )
+    .bind(operation)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)
+}
+
+/// What an operation changes; `None` when it has no revision or one that changes nothing.
+pub(crate) async fn change_of(tx: &mut Tx, operation: i64) -> Result<Option<Change>, Error> {
+    Ok(revisions_of(tx, operation).await?.and_then(|(from, to)| Change::between(&from, &to)))
+}
+
+/// Writes down what a create made, as revision 1. Does nothing for a VM that has it.
+pub async fn revision_first(tx: &mut Tx, vm_id: i64, operation: Option<i64>, now: Timestamp) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
+            memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
+            public_logs, public_sysinfo, public_tcbinfo)
+         SELECT id, revision, NULL, $2, $3, name, instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash,
+            compose_hash, encrypted_env, env_names, user_config, listed, public_logs, public_sysinfo, public_tcbinfo
+         FROM vm WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM vm_revision WHERE vm_id = $1)",
+    )
+    .bind(vm_id)
+    .bind(operation)
+    .bind(now.micros())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+/// Adds the revision that an operation asks for, with all that it takes: the larger of both sizes, its ports, its name.
+/// Fails with `NameTaken` when another app has the name.
+pub async fn revision_insert(
+    tx: &mut Tx,
+    vm: &Vm,
+    operation: i64,
+    new: &Revision,
+    now: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
+            memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
+            public_logs, public_sysinfo, public_tcbinfo)
+         VALUES ($1, (SELECT MAX(revision) + 1 FROM vm_revision WHERE vm_id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10,
+            $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+    )
+    .bind(vm.id)
+    .bind(vm.revision)
+    .bind(operation)
+    .bind(now.micros())
+    .bind(&new.name)
+    .bind(&new.instance_type)
+    .bind(new.vcpu)
+    .bind(new.memory_mb)
+    .bind(new.disk_gb)
+    .bind(&new.image)
+    .bind(&new.os_image_hash)
+    .bind(&new.compose_hash)
+    .bind(&new.encrypted_env)
+    .bind(json(&new.env_names)?)
+    .bind(&new.user_config)
+    .bind(new.listed)
+    .bind(new.visibility.logs)
+    .bind(new.visibility.sysinfo)
+    .bind(new.visibility.tcbinfo)
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    sqlx::query("UPDATE vm SET held_vcpu = $2, held_memory_mb = $3, held_disk_gb = $4 WHERE id = $1")
+        .bind(vm.id)
+        .bind(new.vcpu.max(vm.vcpu))
+        .bind(new.memory_mb.max(vm.memory_mb))
+        .bind(new.disk_gb.max(vm.disk_gb))
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    for port in &new.ports {
+        port_insert(tx, vm, port).await?;
+    }
+    name_take(tx, vm, &new.name).await
+}
+
+/// Takes a host port, unless the VM has it already.
+async fn port_insert(tx: &mut Tx, vm: &Vm, port: &PortMapping) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO vm_port (node_id, host_port, vm_id, vm_port, protocol, host_address, active)
+         SELECT $1, $2, $3, $4, $5, $6, FALSE
+         WHERE NOT EXISTS (SELECT 1 FROM vm_port WHERE vm_id = $3 AND vm_port = $4 AND protocol = $5)",
+    )
+    .bind(vm.node_id)
+    .bind(i64::from(port.host_port))
+    .bind(vm.id)
+    .bind(i64::from(port.vm_port))
+    .bind(&port.protocol)
+    .bind(&port.host_address)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(fault)
+}
+
+async fn name_take(tx: &mut Tx, vm: &Vm, name: &str) -> Result<(), Error> {
+    sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+        .bind(vm.workspace_id)
+        .bind(name)
+        .bind(vm.app_row)
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    let holder: i64 = sqlx::query_scalar("SELECT app_row FROM vm_name WHERE workspace_id = $1 AND name = $2")
+        .bind(vm.workspace_id)
+        .bind(name)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)?;
+    if holder == vm.app_row { Ok(()) } else { Err(name_taken(name)) }
+}
+
+/// Puts an operation's revision in force, or the one that it replaced.
+pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direction) -> Result<(), Error> {
+    let Some(Step { vm_id, revision, from }) = step_of(tx, operation).await? else {
+        return Err(Error::internal("an update without its revision"));
+    };
+    let target = match direction {
+        Direction::Forward => revision,
+        Direction::Undo => from,
+    };
+    if direction == Direction::Forward {
+        sqlx::query("UPDATE vm_revision SET parent = $3 WHERE vm_id = $1 AND revision = $2")
+            .bind(vm_id)
+            .bind(revision)
+            .bind(from)
+            .execute(&mut **tx)
+            .await
+            .map_err(fault)?;
+    }
+    sqlx::query(
+        "UPDATE vm SET revision = r.revision, name = r.name, instance_type = r.instance_type, vcpu = r.vcpu,
+            memory_mb = r.memory_mb, disk_gb = r.disk_gb, image = r.image, os_image_hash = r.os_image_hash,
+            compose_hash = r.compose_hash, encrypted_env = r.encrypted_env, env_names = r.env_names,
+            user_config = r.user_config, listed = r.listed, public_logs = r.public_logs,
+            public_sysinfo = r.public_sysinfo, public_tcbinfo = r.public_tcbinfo
+         FROM vm_revision r WHERE vm.id = $1 AND r.vm_id = vm.id AND r.revision = $2",
+    )
+    .bind(vm_id)
+    .bind(target)
+    .execute(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let ports = revision_read(tx, vm_id, target).await?.ports;
+    let mut query = QueryBuilder::new("UPDATE vm_port SET active = vm_port IN (-1");
+    for port in &ports {
+        query.push(", ").push_bind(i64::from(port.vm_port));
+    }
+    query.push(") WHERE vm_id = ").push_bind(vm_id);
+    query.build().execute(&mut **tx).await.map(drop).map_err(fault)
+}
+
+/// An update is over: what only the revision that is not in force took is given back.
+pub(crate) async fn revision_settle(tx: &mut Tx, vm_id: i64) -> Result<(), Error> {
+    for given_back in [
+        "UPDATE vm SET held_vcpu = 0, held_memory_mb = 0, held_disk_gb = 0 WHERE id = $1",
+        "DELETE FROM vm_port WHERE vm_id = $1 AND NOT active",
+    ] {
+        sqlx::query(given_back).bind(vm_id).execute(&mut **tx).await.map_err(fault)?;
+    }
+    names_drop(tx, vm_id).await
+}
+
+/// Ports that app-compose.json publishes; none when it cannot be read any more.
+fn published(compose: &str) -> BTreeSet<u16> {
+    AppCompose::parse(compose).and_then(|app| app.published()).unwrap_or_default()
+}
+
+/// Every host port that the VM has, in force or not, by port inside.
+async fn ports_of(tx: &mut Tx, vm_id: i64) -> Result<Vec<PortMapping>, Error> {
+    let rows: Vec<(i64, String, String, i64, i64)> = sqlx::query_as(
+        "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port WHERE vm_id = $1 ORDER BY vm_port",
+    )
+    .bind(vm_id)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(fault)?;
+    rows.into_iter().map(|row| port_row(row).map(|(_, port)| port)).collect()
+}
