@@ -124,12 +124,17 @@ async fn key_insert(
 
 /// A token that makes a node of whoever holds it. Only its hash is kept.
 pub async fn node_token(store: &Store, clock: &dyn Clock, name: &str) -> Result<Zeroizing<String>, Error> {
-    let random = Zeroizing::new(holdfast_trust::random::<32>().map_err(Error::internal)?);
-    let text = Zeroizing::new(format!("hfnode_{}", hex::encode(random.as_slice())));
+    let text = random_node_token()?;
     let mut tx = store.begin().await?;
     nodes::node_token_create(&mut tx, name, &crate::identity::secret_hash(&text), clock.now()).await?;
     holdfast_store::commit(tx).await?;
     Ok(text)
+}
+
+/// A node token that nobody knows yet.
+pub(crate) fn random_node_token() -> Result<Zeroizing<String>, Error> {
+    let random = Zeroizing::new(holdfast_trust::random::<32>().map_err(Error::internal)?);
+    Ok(Zeroizing::new(format!("hfnode_{}", hex::encode(random.as_slice()))))
 }
 
 /// The token of the embedded node, made at the first start and kept in `file`.

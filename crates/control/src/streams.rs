@@ -13,6 +13,7 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::guest::{Container, LogOptions};
 use holdfast_model::node::{LogSource, STREAM_WINDOW, StreamError, StreamReply, StreamRequest};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// A node answers a question within this time, or counts as silent.
@@ -37,6 +38,8 @@ impl Default for Hub {
 struct NodeSocket {
     requests: mpsc::Sender<StreamRequest>,
     streams: Mutex<HashMap<u64, Stream>>,
+    /// The node may not be connected any more.
+    detached: CancellationToken,
 }
 
 enum Stream {
@@ -64,9 +67,17 @@ impl Hub {
     /// A node connected. The newest socket of a node is the one in use.
     pub fn attach(&self, node: i64) -> Attachment {
         let (sender, requests) = mpsc::channel(QUEUE);
-        let socket = Arc::new(NodeSocket { requests: sender, streams: Mutex::default() });
+        let socket =
+            Arc::new(NodeSocket { requests: sender, streams: Mutex::default(), detached: CancellationToken::new() });
         lock(&self.nodes).insert(node, socket.clone());
         Attachment { hub: self.clone(), node, socket, requests }
+    }
+
+    /// Ends a node's connection: whoever holds the socket is told that there is nothing more to send, and closes it.
+    pub fn detach(&self, node: i64) {
+        if let Some(socket) = lock(&self.nodes).remove(&node) {
+            socket.detached.cancel();
+        }
     }
 
     fn socket(&self, node: i64) -> Result<Arc<NodeSocket>, Error> {
@@ -114,9 +125,12 @@ impl Hub {
 }
 
 impl Attachment {
-    /// The next request to send to the node.
+    /// The next request to send to the node; `None` when it is to be disconnected.
     pub async fn next_request(&mut self) -> Option<StreamRequest> {
-        self.requests.recv().await
+        tokio::select! {
+            request = self.requests.recv() => request,
+            () = self.socket.detached.cancelled() => None,
+        }
     }
 
     /// A text frame from the node.

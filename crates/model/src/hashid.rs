@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use sqids::Sqids;
 
-/// What a hashid names. The prefixes are those that the Phala clients expect.
+/// What a hashid names. The prefixes are those that the Phala clients expect, where they know such a thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prefix {
     Cvm,
@@ -15,6 +15,9 @@ pub enum Prefix {
     Workspace,
     User,
     Kms,
+    /// What 2026-06-23 calls a KMS: the root of trust that its nodes share.
+    KmsContract,
+    NodeToken,
 }
 
 impl Prefix {
@@ -25,6 +28,8 @@ impl Prefix {
             Self::Workspace => "wks_",
             Self::User => "usr_",
             Self::Kms => "kms_",
+            Self::KmsContract => "kc_",
+            Self::NodeToken => "ntk_",
         }
     }
 }
@@ -32,7 +37,7 @@ impl Prefix {
 // Each prefix gets an order of the alphabet of its own, so that row 1 does not look alike everywhere.
 const ALPHABET: &str = "k3jq7ZpXnB5tRy2sVwLm9HdGfC8vKbTz4FcQxWrNJhPgMSD6";
 
-static ENCODERS: LazyLock<[Sqids; 5]> = LazyLock::new(|| {
+static ENCODERS: LazyLock<[Sqids; 7]> = LazyLock::new(|| {
     std::array::from_fn(|turn| {
         let mut alphabet: Vec<char> = ALPHABET.chars().collect();
         alphabet.rotate_left(turn * 7 + 1);

@@ -2,6 +2,8 @@
 //!
 //! The one rule: the key is taken by the transaction that does what the request asks for. So it exists exactly when
 //! that was done; the answer's bytes follow, and until they do a repetition is answered from what is there now.
+//! An answer that shows a secret is never kept: its transaction notes the id of what it made instead
+//! ([`idempotency_created`]), and a repetition is told that.
 
 use std::time::Duration;
 
@@ -28,23 +30,30 @@ pub struct Known {
     /// 0 while the answer's bytes are not there.
     pub status_code: i64,
     pub response: String,
+    /// Public id of what was made, when the answer showed a secret once. Then no answer is kept.
+    pub created_id: Option<String>,
 }
 
 impl Known {
-    /// Refuses a key that was used for something else.
+    /// Refuses a key that was used for something else, and a repetition of what showed a secret once.
     pub fn check(&self, key: &Key) -> Result<(), Error> {
-        if self.request_hash == key.request_hash {
-            return Ok(());
+        if self.request_hash != key.request_hash {
+            let message = format!("The idempotency key \"{}\" was used for another request.", key.key);
+            return Err(Error::new(Code::IdempotencyMismatch, message));
         }
-        let message = format!("The idempotency key \"{}\" was used for another request.", key.key);
-        Err(Error::new(Code::IdempotencyMismatch, message))
+        match &self.created_id {
+            Some(id) => {
+                Err(Error::new(Code::AlreadyCreated, format!("This request was carried out already: it created {id}.")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
 impl Store {
     pub async fn idempotency(&self, workspace: i64, key: &str, now: Timestamp) -> Result<Option<Known>, Error> {
         sqlx::query_as(
-            "SELECT request_hash, status_code, response FROM idempotency_key
+            "SELECT request_hash, status_code, response, created_id FROM idempotency_key
              WHERE workspace_id = $1 AND key = $2 AND expires_at > $3",
         )
         .bind(workspace)
@@ -55,7 +64,7 @@ impl Store {
         .map_err(fault)
     }
 
-    /// Keeps the answer that repetitions get.
+    /// Keeps the answer that repetitions get; of one that showed a secret, only its status.
     pub async fn idempotency_answer(
         &self,
         workspace: i64,
@@ -65,7 +74,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         sqlx::query(
-            "UPDATE idempotency_key SET status_code = $4, response = $5
+            "UPDATE idempotency_key SET status_code = $4, response = CASE WHEN created_id IS NULL THEN $5 ELSE '' END
              WHERE workspace_id = $1 AND key = $2 AND request_hash = $3 AND status_code = 0",
         )
         .bind(workspace)
@@ -104,7 +113,7 @@ pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Times
         return Ok(true);
     }
     let known: Known = sqlx::query_as(
-        "SELECT request_hash, status_code, response FROM idempotency_key WHERE workspace_id = $1 AND key = $2",
+        "SELECT request_hash, status_code, response, created_id FROM idempotency_key WHERE workspace_id = $1 AND key = $2",
     )
     .bind(workspace)
     .bind(&key.key)
@@ -112,6 +121,19 @@ pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Times
     .await
     .map_err(fault)?;
     known.check(key).map(|()| false)
+}
+
+/// Notes what was made under a key by a request whose answer shows a secret once. No answer is ever kept under it, and
+/// repetitions are refused naming `id`, also when the first answer never arrived.
+pub async fn idempotency_created(tx: &mut Tx, workspace: i64, key: &Key, id: &str) -> Result<(), Error> {
+    sqlx::query("UPDATE idempotency_key SET created_id = $3 WHERE workspace_id = $1 AND key = $2")
+        .bind(workspace)
+        .bind(&key.key)
+        .bind(id)
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+        .map_err(fault)
 }
 
 /// The operation that was accepted under a key: its public id.

@@ -1,8 +1,10 @@
 //! Our own surface: what neither contract has.
 
+mod audit_logs;
 mod export;
 mod interventions;
 mod logs;
+mod node_tokens;
 mod nodes;
 mod operations;
 mod watching;
@@ -43,7 +45,11 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(watching::wait))
         .routes(routes!(watching::events))
         .routes(routes!(watching::stream))
+        .routes(routes!(audit_logs::list))
+        .routes(routes!(audit_logs::get))
         .routes(routes!(nodes::list))
+        .routes(routes!(node_tokens::create, node_tokens::list))
+        .routes(routes!(node_tokens::revoke))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))
 }

@@ -38,6 +38,8 @@ pub struct Server {
     pub key: String,
     /// While true the node does nothing, so that operations stay in progress.
     pub held: Arc<AtomicBool>,
+    /// The server has ended the node's session.
+    ended: Arc<AtomicBool>,
     stop: CancellationToken,
     folder: tempfile::TempDir,
 }
@@ -95,10 +97,11 @@ impl Server {
         let node = Node::register(control.clone(), token_id, held.clone()).await;
         tokio::spawn(holdfast_control::events::run(control.clone(), stop.clone()));
         tokio::spawn(worker::run(control.clone(), "test".to_owned(), stop.clone()));
+        let ended = node.ended.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(node.run()));
         let router = holdfast_api::router(App { control: control.clone(), needs_node: true });
         let key = std::fs::read_to_string(key_file).expect("the key file");
-        Self { control, router, key: key.trim().to_owned(), held, stop, folder }
+        Self { control, router, key: key.trim().to_owned(), held, ended, stop, folder }
     }
 
     /// A request with the administrator's key.
@@ -148,6 +151,32 @@ impl Server {
             .busy_timeout(Duration::from_secs(5));
         let mut connection = options.connect().await.expect("a connection");
         sqlx::query(statement).execute(&mut connection).await.expect("a statement");
+    }
+
+    /// Everything in the database, as text: every row of every table, counters of its ids among them.
+    pub async fn tables(&self) -> String {
+        use sqlx::{AssertSqlSafe, ConnectOptions, Row};
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.data_folder().join("holdfast.db"));
+        let mut connection = options.read_only(true).connect().await.expect("a connection");
+        let names: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+                .fetch_all(&mut connection)
+                .await
+                .expect("names");
+        let mut text = String::new();
+        for name in names {
+            let select = AssertSqlSafe(format!("SELECT * FROM \"{name}\" ORDER BY rowid"));
+            for row in sqlx::query(select).fetch_all(&mut connection).await.expect("rows") {
+                let value = |column| row.try_get_unchecked::<Option<String>, _>(column);
+                let values: Vec<_> = (0..row.len()).map(|c| value(c).ok().flatten().unwrap_or_default()).collect();
+                text.push_str(&format!("{name}: {}\n", values.join(" | ")));
+            }
+        }
+        text
+    }
+
+    pub fn node_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     fn data_folder(&self) -> &Path {
@@ -242,6 +271,7 @@ struct Node {
     session: Uuid,
     seq: u64,
     held: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
     images: Vec<ImageInfo>,
     vms: HashMap<Uuid, VmReport>,
 }
@@ -271,7 +301,7 @@ impl Node {
         };
         control.node_register(token, &hello).await.expect("a registered node");
         let mut node =
-            Self { control, token, session: hello.session, seq: 0, held, images: vec![image], vms: HashMap::new() };
+            Self { control, token, session: hello.session, seq: 0, held, ended: Arc::default(), images: vec![image], vms: HashMap::new() };
         node.report(Vec::new()).await;
         node
     }
@@ -281,7 +311,13 @@ impl Node {
         let mut since = 0;
         loop {
             let wait = Duration::from_secs(30);
-            let page = self.control.node_desired(self.token, self.session, since, wait).await.expect("desired state");
+            let page = match self.control.node_desired(self.token, self.session, since, wait).await {
+                Err(error) if error.code == holdfast_model::error::Code::SessionStale => {
+                    self.ended.store(true, Ordering::Relaxed);
+                    return;
+                }
+                page => page.expect("desired state"),
+            };
             while self.held.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
