@@ -5,7 +5,7 @@
 use holdfast_model::error::Error;
 use sqlx::QueryBuilder;
 
-use crate::{Db, Store, fault};
+use crate::{Db, Store, Tx, fault};
 
 /// An app of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -110,6 +110,46 @@ impl Store {
             .fetch_optional(self.read())
             .await
             .map_err(fault)
+    }
+}
+
+impl Store {
+    /// The nonce that the workspace's next app gets unless its id is taken.
+    pub async fn next_nonce(&self, workspace: i64) -> Result<i64, Error> {
+        sqlx::query_scalar("SELECT next_nonce FROM workspace WHERE id = $1")
+            .bind(workspace)
+            .fetch_one(self.read())
+            .await
+            .map_err(fault)
+    }
+
+    /// Those of these app ids that an app has, or that a provision of the workspace waits with.
+    pub async fn app_ids_taken(&self, workspace: i64, app_ids: &[&str]) -> Result<Vec<String>, Error> {
+        taken(workspace, app_ids).build_query_scalar().fetch_all(self.read()).await.map_err(fault)
+    }
+}
+
+/// True when an app has this id, or a provision of the workspace waits with it.
+pub async fn app_id_is_taken(tx: &mut Tx, workspace: i64, app_id: &str) -> Result<bool, Error> {
+    let mut query = taken(workspace, &[app_id]);
+    let found: Option<String> = query.build_query_scalar().fetch_optional(&mut **tx).await.map_err(fault)?;
+    Ok(found.is_some())
+}
+
+fn taken(workspace: i64, app_ids: &[&str]) -> QueryBuilder<Db> {
+    let mut query = QueryBuilder::new("SELECT app_id FROM app WHERE app_id IN (");
+    push_list(&mut query, app_ids);
+    query.push(") UNION SELECT app_id FROM provision WHERE workspace_id = ").push_bind(workspace);
+    query.push(" AND app_id IN (");
+    push_list(&mut query, app_ids);
+    query.push(")");
+    query
+}
+
+fn push_list(query: &mut QueryBuilder<Db>, words: &[&str]) {
+    let mut list = query.separated(", ");
+    for word in words {
+        list.push_bind((*word).to_owned());
     }
 }
 

@@ -54,6 +54,16 @@ impl Root {
     pub fn signer(&self) -> [u8; 33] {
         compressed(self.signer.verifying_key())
     }
+
+    /// The public half of the key that app keys are derived from, as a SubjectPublicKeyInfo in DER.
+    pub fn ca_public_key(&self) -> Vec<u8> {
+        // SEQUENCE { SEQUENCE { ecPublicKey, prime256v1 }, BIT STRING point }; the point has one length.
+        const BEFORE_POINT: [u8; 26] = [
+            0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+            0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+        ];
+        [&BEFORE_POINT[..], self.ca.public_key().to_sec1_point(false).as_bytes()].concat()
+    }
 }
 
 impl std::fmt::Debug for Root {
@@ -172,6 +182,14 @@ mod tests {
         assert_eq!(recover_signer(&app, &key.public, &signature), Some(root.signer()));
         assert_ne!(recover_signer(&[4; 20], &key.public, &signature), Some(root.signer()));
         assert_eq!(recover_signer(&app, &key.public, &[9; 65]), None);
+    }
+
+    #[test]
+    fn the_root_shows_its_public_halves() {
+        use p256::pkcs8::DecodePublicKey;
+        let root = Root::from_seed(&[7; 32]);
+        let parsed = p256::PublicKey::from_public_key_der(&root.ca_public_key()).unwrap();
+        assert_eq!(parsed, root.ca.public_key());
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod apps;
 mod auth;
 mod cvms;
 mod instance_types;
+mod kms;
+mod kms_info;
 mod lenient;
 mod nodes;
 mod os_images;
@@ -34,6 +36,7 @@ use crate::App;
     tags(
         (name = "CVMs", description = "Life cycle of confidential VMs"),
         (name = "Apps", description = "Apps and their CVMs"),
+        (name = "KMS", description = "The key management service and the keys of apps"),
         (name = "Workspaces", description = "Who you are and where you work"),
         (name = "Catalogue", description = "Nodes, instance types and OS images on offer"),
     )
@@ -66,6 +69,12 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(apps::list))
         .routes(routes!(apps::get))
         .routes(routes!(apps::cvms))
+        .routes(routes!(kms::list))
+        .routes(routes!(kms::next_app_ids))
+        .routes(routes!(kms::get))
+        .routes(routes!(kms::nodes))
+        .routes(routes!(kms::pubkey))
+        .routes(routes!(kms_info::inspect))
         .routes(routes!(status::batch))
         .merge(cvms::routes())
 }

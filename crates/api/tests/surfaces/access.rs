@@ -25,13 +25,19 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     routes
 }
 
-const OPEN_TO_ALL_KEYS: [(&str, &str); 12] = [
+const OPEN_TO_ALL_KEYS: [(&str, &str); 18] = [
     ("GET", "/auth/me"),
     ("GET", "/workspaces"),
     ("GET", "/teepods/available"),
     ("GET", "/instance-types"),
     ("GET", "/instance-types/cpu"),
     ("GET", "/os-images"),
+    ("GET", "/kms"),
+    ("GET", "/kms/phala"),
+    ("GET", "/kms/phala/info"),
+    ("GET", "/kms/phala/nodes"),
+    ("GET", "/kms/phala/next_app_id"),
+    ("GET", "/kms/phala/pubkey/0000000000000000000000000000000000000000"),
     ("GET", "/apps"),
     ("GET", "/cvms"),
     ("GET", "/cvms/paginated"),
@@ -120,7 +126,7 @@ async fn a_viewer_changes_nothing() {
 #[tokio::test]
 async fn paths_and_methods_that_are_not_there() {
     let server = Server::start().await;
-    for path in ["/nothing", "/cvms/x/attestation", "/kms", ""] {
+    for path in ["/nothing", "/cvms/x/attestation", "/kms/on-chain/base", ""] {
         let body = server.at(V2026).get(path).await.expect(404);
         assert!(body["detail"].is_string(), "{path}: {body}");
     }

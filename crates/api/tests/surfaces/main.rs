@@ -6,6 +6,7 @@ mod deploy;
 mod idempotency;
 mod interventions;
 mod kms;
+mod kms;
 mod metrics;
 mod node_tokens;
 mod operations;

@@ -8,7 +8,7 @@ use crate::support::{NEWEST, Server, V_STRING_IDS, V2025, V2026};
 
 /// Checks an object against `key:type key:type? ...`, and that it has these keys when `strict`.
 #[track_caller]
-fn check(value: &Value, strict: bool, shape: &str) {
+pub fn check(value: &Value, strict: bool, shape: &str) {
     let object = value.as_object().unwrap_or_else(|| panic!("no object: {value}"));
     let mut keys = Vec::new();
     for field in shape.split_whitespace() {
