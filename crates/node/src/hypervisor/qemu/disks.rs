@@ -1,7 +1,8 @@
 //! The two disks of a VM: `boot.qcow2`, an overlay over the image's root file, and `data.qcow2`, thin.
 //!
 //! The one rule: a disk appears under its name only when it is whole. The boot overlay holds nothing of value and is made
-//! anew when the image is another one; the data disk is never made twice and never shrinks.
+//! anew when the image is another one; the data disk is never made twice and never shrinks. A spec that takes a growth
+//! back finds the disk as large as it is by then; one that wants less than the disk was made with is refused.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,6 +22,8 @@ use crate::{host, record};
 
 /// Names the root file that the boot overlay lies on.
 const BOOT_BASE: &str = "boot.base";
+/// Size in GB that the data disk was made with.
+const DATA_MADE: &str = "data.made";
 const GIB: u64 = 1 << 30;
 /// `qemu-img` takes milliseconds; a disk that hangs should not hang the node.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,13 +31,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Makes what is missing, and makes what is there fit. `min_free_gb` guards the making of new data disks.
 pub async fn prepare(spec: &VmSpec, image: &Image, folder: &Path, min_free_gb: u64) -> Result<(), Fault> {
     record::private_dir(folder).map_err(|e| Fault::os("disks", &e))?;
-    let boot = async {
-        match &image.rootfs {
-            Some(rootfs) => overlay(image, rootfs, folder).await,
-            None => Ok(()),
-        }
-    };
-    tokio::try_join!(data(spec, folder, min_free_gb), boot).map(drop)
+    // Neither is dropped in the middle because of the other.
+    let (data, boot) = tokio::join!(data(spec, folder, min_free_gb), boot(image, folder));
+    data.and(boot)
+}
+
+/// Makes the boot disk, if it is not that of the image as it is now.
+pub async fn boot(image: &Image, folder: &Path) -> Result<(), Fault> {
+    match &image.rootfs {
+        Some(rootfs) => overlay(image, rootfs, folder).await,
+        None => Ok(()),
+    }
 }
 
 async fn data(spec: &VmSpec, folder: &Path, min_free_gb: u64) -> Result<(), Fault> {
@@ -42,12 +49,22 @@ async fn data(spec: &VmSpec, folder: &Path, min_free_gb: u64) -> Result<(), Faul
     let path = folder.join(DATA_DISK);
     let size = format!("{}G", spec.disk_gb);
     match virtual_size(&path) {
-        Ok(now) if now < spec.disk_gb * GIB => {
+        Ok(now) => {
+            let made = made_with(folder, now / GIB).map_err(os)?;
+            if spec.disk_gb < made {
+                let message = format!("the data disk was made with {made} GB and cannot shrink to {}", spec.disk_gb);
+                return Err(Fault::lasting("disk_shrink", message));
+            }
+            if now >= spec.disk_gb * GIB {
+                return Ok(());
+            }
+            holdfast_failpoint::hit("disk.grow");
             let args: [&OsStr; 6] =
                 ["resize".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_ref(), size.as_ref()];
-            run(&args).await
+            run(&args).await?;
+            holdfast_failpoint::hit("disk.grown");
+            Ok(())
         }
-        Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let free = host::gb(host::disk_free(folder).map_err(os)?);
             if free < min_free_gb {
@@ -55,10 +72,30 @@ async fn data(spec: &VmSpec, folder: &Path, min_free_gb: u64) -> Result<(), Faul
                     format!("{free} GB of disk are free, less than the {min_free_gb} GB kept for running VMs");
                 return Err(Fault::passing("disk_full", message));
             }
-            create(folder, DATA_DISK, &[], size.as_ref()).await
+            // Of a disk that was never finished.
+            let _ = fs::remove_file(folder.join(DATA_MADE));
+            create(folder, DATA_DISK, &[], size.as_ref()).await?;
+            made_with(folder, spec.disk_gb).map(drop).map_err(os)
         }
         Err(error) => Err(os(error)),
     }
+}
+
+/// Size in GB that the data disk was made with; it is `now` when nobody has written it down yet, because a disk grows
+/// only after that.
+fn made_with(folder: &Path, now: u64) -> std::io::Result<u64> {
+    let path = folder.join(DATA_MADE);
+    if let Ok(text) = fs::read_to_string(&path)
+        && let Ok(made) = text.trim().parse()
+    {
+        return Ok(made);
+    }
+    let unfinished = folder.join(format!("{DATA_MADE}.new"));
+    fs::write(&unfinished, format!("{now}\n"))?;
+    fs::File::open(&unfinished)?.sync_all()?;
+    fs::rename(&unfinished, &path)?;
+    record::sync_dir(folder)?;
+    Ok(now)
 }
 
 async fn overlay(image: &Image, rootfs: &Path, folder: &Path) -> Result<(), Fault> {
@@ -197,13 +234,23 @@ mod tests {
         prepare(&spec(3), &image(rootfs.clone(), "one"), &folder, u64::MAX).await.expect("prepare again");
         assert_eq!((inode(BOOT_DISK), inode(DATA_DISK)), (boot, data));
         assert_eq!(virtual_size(&folder.join(DATA_DISK)).expect("size"), 3 * GIB);
-        prepare(&spec(1), &image(rootfs.clone(), "two"), &folder, 0).await.expect("another image");
+        // An update that is taken back wants the size before; the disk stays as large as it is.
+        prepare(&spec(2), &image(rootfs.clone(), "two"), &folder, 0).await.expect("another image");
         assert_ne!(inode(BOOT_DISK), boot);
         assert_eq!((inode(DATA_DISK), virtual_size(&folder.join(DATA_DISK)).expect("size")), (data, 3 * GIB));
+        // Less than it ever had is refused, and changes nothing.
+        let fault = prepare(&spec(1), &image(rootfs.clone(), "two"), &folder, 0).await.expect_err("a smaller disk");
+        assert_eq!((fault.code, fault.retryable), ("disk_shrink", false));
+        assert_eq!((inode(DATA_DISK), virtual_size(&folder.join(DATA_DISK)).expect("size")), (data, 3 * GIB));
+        // Killed between the growth of a disk and anything after it, or of a disk that an older version made.
+        prepare(&spec(4), &image(rootfs.clone(), "two"), &folder, 0).await.expect("grown again");
+        fs::remove_file(folder.join(DATA_MADE)).expect("remove");
+        prepare(&spec(5), &image(rootfs.clone(), "two"), &folder, 0).await.expect("grown again");
+        assert_eq!(fs::read_to_string(folder.join(DATA_MADE)).expect("read"), "4\n");
         // Killed between the overlay and its marker: it is made once more.
         let boot = inode(BOOT_DISK);
         fs::remove_file(folder.join(BOOT_BASE)).expect("remove");
-        prepare(&spec(1), &image(rootfs, "two"), &folder, 0).await.expect("prepare");
+        prepare(&spec(5), &image(rootfs, "two"), &folder, 0).await.expect("prepare");
         assert_ne!(inode(BOOT_DISK), boot);
     }
 }

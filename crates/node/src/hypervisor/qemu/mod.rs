@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   <data_dir>/vms/<uuid>/  desired.json runtime.json          the node's record
-//!                           boot.qcow2 boot.base data.qcow2    disks
+//!                           boot.qcow2 boot.base               disks, and what they were made of
+//!                           data.qcow2 data.made
 //!                           qmp.sock agent.sock qemu.pid       of the running process
 //!                           serial.log stdout.log stderr.log   rotated to .1 .2 .3
 //! ```
@@ -303,10 +304,12 @@ impl Hypervisor for Qemu {
         let spec = spec_of(desired)?;
         lock(&self.machines).remove(&spec.uuid);
         self.end_strays(spec.uuid).await?;
-        let kernel = facts::kernel(&self.image(&spec.image)?);
+        let image = self.image(&spec.image)?;
         let accelerator = self.facts.accelerator().await?;
-        let args = argv::vm(spec, &kernel, accelerator)?;
+        let args = argv::vm(spec, &facts::kernel(&image), accelerator)?;
         let folder = self.records.folder(spec.uuid);
+        // The image may have been built anew since, under the same name; its kernel is the one that boots.
+        disks::boot(&image, &folder).await?;
         let said = std::fs::metadata(folder.join(STDERR_LOG)).map_or(0, |m| m.len());
         let mut child = process::spawn(&self.binary, &args, &folder).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => facts::missing(&self.binary),
