@@ -16,6 +16,7 @@ use axum::response::Response;
 use holdfast_control::{Principal, RequestInfo};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Detail, Error};
+use holdfast_store::page::{Sort, Term};
 use serde::de::DeserializeOwned;
 
 use crate::App;
@@ -75,6 +76,21 @@ impl Permission for WriteVms {
     }
 }
 
+/// To read who asked for what in the workspace.
+#[derive(Debug)]
+pub struct ReadAudit;
+
+impl Permission for ReadAudit {
+    const NAME: &'static str = "audit.read";
+
+    fn check(who: &Principal) -> Result<(), Error> {
+        if who.is_admin() || matches!(who.member_role.as_str(), "owner" | "admin") {
+            return Ok(());
+        }
+        Err(Error::new(Code::Forbidden, "Your role in this workspace cannot read the audit log."))
+    }
+}
+
 /// To see and run the whole installation.
 #[derive(Debug)]
 pub struct Admin;
@@ -120,6 +136,9 @@ pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+/// Characters of a user agent that the audit row keeps.
+const USER_AGENT_LIMIT: usize = 512;
+
 /// What the audit row says of the request.
 #[derive(Debug)]
 pub struct Info(pub RequestInfo);
@@ -133,10 +152,12 @@ impl FromRequestParts<App> for Info {
             .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
             .map(str::to_owned);
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let agent = header(&parts.headers, "user-agent").unwrap_or_default();
         Ok(Self(RequestInfo {
             request_id: parts.extensions.get::<RequestId>().cloned().unwrap_or_default().0,
             trace_id,
             client_address: address.map(|ConnectInfo(address)| address.ip().to_string()),
+            user_agent: agent.chars().take(USER_AGENT_LIMIT).collect(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
             idempotency: parts.extensions.get().cloned(),
@@ -168,6 +189,13 @@ impl Params {
     pub fn list(&self, name: &str) -> Vec<String> {
         let values = self.0.iter().filter(|(key, _)| key == name || key.strip_suffix("[]") == Some(name));
         values.flat_map(|(_, v)| v.split(',')).filter(|v| !v.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Any of a set of words, given as [`Params::list`] takes them.
+    pub fn words<T>(&self, name: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Error> {
+        let unknown =
+            |word: &str| Error::field("query", name, "enum", format!("\"{word}\" is not one of the known words"));
+        self.list(name).iter().map(|word| parse(word).ok_or_else(|| unknown(word))).collect()
     }
 
     /// A switch: `?follow`, `?follow=true`, `?follow=1`.
@@ -202,6 +230,41 @@ impl Params {
                 "must be a date and time, like 2026-01-31T12:00:00Z",
             )
         })
+    }
+
+    /// An order: `field:asc` or `field:desc`, several joined by commas in the order of their precedence. `fields` pairs
+    /// their names with the columns they stand for. Without the parameter: the first field, newest first.
+    pub fn sort(&self, fields: &[(&str, &'static str)]) -> Result<Sort, Error> {
+        let terms = self.list("sort");
+        let wrong = || {
+            let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+            let names = names.join(" or ");
+            let message = format!("must be terms like {0}:asc or {0}:desc, joined by commas", names);
+            Error::field("query", "sort", "enum", format!("{message}, each field once"))
+        };
+        let Some((_, first)) = fields.first() else { return Err(wrong()) };
+        if terms.is_empty() {
+            return Ok(Sort::newest_first(first));
+        }
+        let term = |text: &String| {
+            let (name, direction) = text.split_once(':')?;
+            let (_, column) = fields.iter().find(|(field, _)| *field == name)?;
+            let descending = match direction {
+                "asc" => false,
+                "desc" => true,
+                _ => return None,
+            };
+            Some(Term { column, descending })
+        };
+        terms.iter().map(term).collect::<Option<Vec<_>>>().and_then(Sort::new).ok_or_else(wrong)
+    }
+
+    /// A public id of ours.
+    pub fn uuid(&self, name: &str) -> Result<Option<String>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let id =
+            uuid::Uuid::try_parse(text).map_err(|_| Error::field("query", name, "uuid_parsing", "must be a UUID"))?;
+        Ok(Some(id.to_string()))
     }
 
     /// One of a set of words.

@@ -1,4 +1,5 @@
-//! Who asked for what. An audit row is written by the transaction that accepts the request, before any effect.
+//! Who asked for what. An audit row is written by the transaction that accepts the request, before any effect. A request
+//! that was refused has no such transaction; its row is written after the answer was decided.
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
@@ -14,16 +15,19 @@ pub struct RequestInfo {
     /// W3C trace id, when the client sent a `traceparent`.
     pub trace_id: Option<String>,
     pub client_address: Option<String>,
+    /// At most 512 characters of it; empty when the client sent none.
+    pub user_agent: String,
     pub method: String,
     pub path: String,
     /// The client's idempotency key, when it sent one.
     pub idempotency: Option<crate::idempotency::Key>,
 }
 
-/// One audited request that was accepted.
+/// What was asked for, and what became of it.
 #[derive(Debug)]
 pub struct Entry<'a> {
     pub action: &'a str,
+    /// Empty, like the id, when nothing is known of a target.
     pub target_type: &'a str,
     pub target_id: &'a str,
     pub operation_id: Option<i64>,
@@ -40,12 +44,14 @@ pub async fn audit_insert(
 ) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO audit_log (uuid, workspace_id, actor_type, actor_id, actor_name, api_key_id, client_address,
-            request_id, method, path, status_code, action, target_type, target_id, operation_id, at)
-         VALUES ($1, $2, 'api_key', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            request_id, method, path, status_code, action, target_type, target_id, operation_id, at, user_agent,
+            operation_uuid)
+         VALUES ($1, $2, 'user', (SELECT uuid FROM user_account WHERE id = $3), $4, $5, $6, $7, $8, $9, $10, $11, $12,
+            $13, $14, $15, $16, (SELECT uuid FROM operation WHERE id = $14))",
     )
     .bind(Uuid::new_v4().to_string())
     .bind(who.workspace_id)
-    .bind(who.user_id.to_string())
+    .bind(who.user_id)
     .bind(&who.username)
     .bind(who.api_key_id)
     .bind(&request.client_address)
@@ -58,6 +64,7 @@ pub async fn audit_insert(
     .bind(entry.target_id)
     .bind(entry.operation_id)
     .bind(now.micros())
+    .bind(&request.user_agent)
     .execute(&mut **tx)
     .await
     .map(drop)

@@ -10,7 +10,8 @@ use holdfast_model::error::Code;
 use holdfast_model::node::Phase;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::RunState;
-use holdfast_store::history::{Filter, From};
+use holdfast_store::history::{Filter, Operation};
+use holdfast_store::page::{From, Page, Sort, Total};
 use holdfast_store::operations::{Claimed, operation_load, operation_write};
 use holdfast_store::vms::By;
 use holdfast_store::{FolderLock, OpenError, Store, commit, desired};
@@ -45,6 +46,15 @@ async fn say(world: &World, reports: &[holdfast_model::node::VmReport], now: Tim
     let woken = desired::reports_write(&mut tx, world.node, reports, now).await.expect("a report");
     commit(tx).await.expect("a commit");
     woken
+}
+
+fn all(world: &World) -> Filter {
+    Filter { workspace: world.who.workspace_id, ..Filter::default() }
+}
+
+async fn newest(world: &World) -> Page<Operation> {
+    let sort = Sort::newest_first("created_at");
+    world.store.operations(&all(world), &sort, &From::Start, 10).await.expect("a page")
 }
 
 fn at(seconds: u64) -> Timestamp {
@@ -166,9 +176,9 @@ async fn a_start_frees_leases_and_gives_waiting_steps_time() {
     assert!(!advance(&world, &stale[0], at(201)).await, "the worker before the start is fenced off");
     let claimed = world.store.operations_claim("new", LEASE, 64, at(201)).await.expect("a claim");
     assert!(advance(&world, &claimed[0], at(201)).await);
-    let page = world.store.operations(&Filter::default(), From::Newest, 10).await.expect("a page");
+    let page = newest(&world).await;
     assert_eq!(
-        page.operations[0].status().expect("a status"),
+        page.items[0].status().expect("a status"),
         Status::Running,
         "it did not time out while we were away"
     );
@@ -187,8 +197,8 @@ async fn positions_have_no_gaps_and_events_are_numbered() {
     let positions = world.count("event_position WHERE position BETWEEN 1 AND 10000").await;
     let highest = world.count("event_position p JOIN event_position q ON q.position <= p.position WHERE p.position = (SELECT MAX(position) FROM event_position)").await;
     assert_eq!((events, events), (positions, highest));
-    let page = world.store.operations(&Filter::default(), From::Newest, 10).await.expect("a page");
-    let ids: Vec<i64> = page.operations.iter().map(|o| o.id).collect();
+    let page = newest(&world).await;
+    let ids: Vec<i64> = page.items.iter().map(|o| o.id).collect();
     for (_, events) in world.store.events(&ids).await.expect("events") {
         let numbers: Vec<i64> = events.iter().map(|e| e.seq).collect();
         assert_eq!(numbers, (1..=numbers.len() as i64).collect::<Vec<_>>());
@@ -201,23 +211,24 @@ async fn pages_go_both_ways_while_others_write() {
     for n in 0..7u16 {
         world.create(&format!("app-{n}"), 20_000 + n).await.expect("a VM");
     }
-    let filter = Filter { workspace: Some(world.who.workspace_id), ..Filter::default() };
-    let first = world.store.operations(&filter, From::Newest, 3).await.expect("a page");
-    assert!(first.has_older && !first.has_newer);
+    let (filter, sort) = (all(&world), Sort::newest_first("created_at"));
+    let read = async |from: From| world.store.operations(&filter, &sort, &from, 3).await.expect("a page");
+    let first = read(From::Start).await;
+    assert!(first.has_next && !first.has_previous);
     world.create("late-comer", 20_008).await.expect("a VM");
-    let last = first.operations.last().expect("three").place();
-    let second = world.store.operations(&filter, From::OlderThan(last), 3).await.expect("a page");
-    let names = |page: &holdfast_store::history::Page| -> Vec<String> {
-        page.operations.iter().map(|o| o.resource_name.clone()).collect()
+    let last = first.items.last().expect("three").place(&sort);
+    let second = read(From::After(last)).await;
+    let names = |page: &Page<Operation>| -> Vec<String> {
+        page.items.iter().map(|o| o.resource_name.clone()).collect()
     };
     assert_eq!(
         (names(&first), names(&second)),
         (vec!["app-6".into(), "app-5".into(), "app-4".into()], vec!["app-3".into(), "app-2".into(), "app-1".into()],)
     );
-    let back = world.store.operations(&filter, From::NewerThan(second.operations[0].place()), 3).await.expect("a page");
+    let back = read(From::Before(second.items[0].place(&sort))).await;
     assert_eq!(names(&back), names(&first));
-    assert!(back.has_newer, "the late-comer");
-    assert_eq!(world.store.operations_count(&filter).await.expect("a count"), 8);
+    assert!(back.has_previous, "the late-comer");
+    assert_eq!(back.total, Total { number: 8, is_estimate: false });
 }
 
 #[tokio::test]

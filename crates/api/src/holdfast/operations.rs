@@ -8,8 +8,9 @@ use holdfast_control::Principal;
 use holdfast_engine::{Direction, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
+use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, Kind, Status, Verb};
-use holdfast_store::history::{self, Event, Filter};
+use holdfast_store::history::{self, Actor as By, Event, Filter};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -58,6 +59,25 @@ pub struct Operation {
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
     pub duration_ms: Option<i64>,
+    /// The requests that started it or acted on it, oldest first: entries of the audit log. Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Vec<OperationRequest>>,
+}
+
+/// Who started, cancelled, retried or abandoned an operation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OperationRequest {
+    /// Of the audit log entry.
+    pub id: String,
+    /// Username of who asked.
+    pub actor: String,
+    /// `vm.create`, `operation.cancel` ...
+    pub action: String,
+    pub method: String,
+    pub path: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    pub client_address: Option<String>,
 }
 
 /// What an operation acts on, as it is now.
@@ -122,49 +142,78 @@ pub struct OperationPage {
     pub items: Vec<Operation>,
     pub next_cursor: Option<String>,
     pub previous_cursor: Option<String>,
-    /// At most 10,000.
+    /// How many match: exact up to 1,000.
     pub total: i64,
+    /// Above 1,000: `total` is extrapolated from how densely the newest that match lie.
+    pub total_is_estimate: bool,
 }
 
 /// List operations
 #[utoipa::path(get, path = "/holdfast/v1/operations", tag = "Operations", security(("key" = []), ("bearer" = [])), params(
-    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters"),
+    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters and order"),
     ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "Operations per page, 50 by default"),
     ("kind" = Option<String>, Query, description = "Only this kind of resource"),
     ("type" = Option<String>, Query, description = "Only this type"),
     ("operation_type" = Option<Vec<String>>, Query, description = "Only these operation types"),
-    ("status" = Option<String>, Query, description = "Only this status"),
+    ("status" = Option<Vec<String>>, Query, description = "Only these statuses"),
     ("resource" = Option<String>, Query, description = "Only operations on this resource, by UUID"),
+    ("actor" = Option<String>, Query, description = "Only operations of this user: username, UUID or `usr_` id"),
+    ("correlation_id" = Option<String>, Query, description = "Only the operation with this id"),
+    ("name_prefix" = Option<String>, Query, description = "Only operations on resources whose name began so at the time"),
     ("created_at_min" = Option<String>, Query, description = "Accepted at or after, RFC 3339"),
     ("created_at_max" = Option<String>, Query, description = "Accepted at or before, RFC 3339"),
+    ("sort" = Option<String>, Query, description = "`created_at` or `updated_at`, each with `:asc` or `:desc`, joined by commas; `created_at:desc` by default"),
 ), responses(
     (status = 200, body = OperationPage),
-    (status = 400, description = "The cursor is not valid for these filters"),
+    (status = 400, description = "The cursor is not valid for these filters and this order"),
     (status = 401, description = "No valid API key"),
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Json<OperationPage>, Failure> {
     let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
     let filter = Filter {
-        workspace: Some(caller.who.workspace_id),
+        workspace: caller.who.workspace_id,
         kind: params.word("kind", Kind::parse)?,
         verb: params.word("type", Verb::parse)?,
-        operation_types: params.list("operation_type"),
-        statuses: params.word("status", Status::parse)?.into_iter().collect(),
-        resource_uuid: params.text("resource").map(str::to_owned),
+        operation_types: params.words("operation_type", known_type)?,
+        statuses: params.words("status", Status::parse)?,
+        resource_uuid: params.uuid("resource")?,
+        actor: params.text("actor").map(actor),
+        uuid: params.uuid("correlation_id")?,
+        name_prefix: params.text("name_prefix").map(str::to_owned),
         created_min: params.time("created_at_min")?,
         created_max: params.time("created_at_max")?,
         ..Filter::default()
     };
-    let listed = app.control.operations("holdfast", &filter, params.text("cursor"), limit).await?;
-    let ids: Vec<i64> = listed.page.operations.iter().map(|o| o.id).collect();
+    let sort = params.sort(&[("created_at", "created_at"), ("updated_at", "updated_at")])?;
+    let listed = app.control.operations("holdfast", &filter, &sort, params.text("cursor"), limit).await?;
+    let ids: Vec<i64> = listed.page.items.iter().map(|o| o.id).collect();
     let mut events = app.control.store.events(&ids).await?;
     let pending = |o: &&history::Operation| o.status().is_ok_and(|status| status == Status::Pending);
-    let pending: Vec<i64> = listed.page.operations.iter().filter(pending).map(|o| o.id).collect();
+    let pending: Vec<i64> = listed.page.items.iter().filter(pending).map(|o| o.id).collect();
     let mut waiting = app.control.store.operations_waiting_for(&pending).await?;
-    let items = listed.page.operations.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.is_admin()));
+    let items = listed.page.items.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.is_admin()));
     let items = items.collect::<Result<_, _>>()?;
-    Ok(Json(OperationPage { items, next_cursor: listed.next, previous_cursor: listed.previous, total: listed.total }))
+    Ok(Json(OperationPage {
+        items,
+        next_cursor: listed.next,
+        previous_cursor: listed.previous,
+        total: listed.page.total.number,
+        total_is_estimate: listed.page.total.is_estimate,
+    }))
+}
+
+/// A type that some plan has.
+fn known_type(word: &str) -> Option<String> {
+    ops::ALL.iter().any(|plan| plan.name == word).then(|| word.to_owned())
+}
+
+fn actor(word: &str) -> By {
+    match (hashid::decode(Prefix::User, word), uuid::Uuid::try_parse(word)) {
+        (Some(id), _) => By::Id(id),
+        (None, Ok(uuid)) => By::Uuid(uuid.to_string()),
+        (None, Err(_)) => By::Username(word.to_owned()),
+    }
 }
 
 /// Get an operation
@@ -184,7 +233,18 @@ pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operati
     let operation = app.control.operation_find(who, id).await?;
     let mut events = app.control.store.events(&[operation.id]).await?;
     let mut waiting = app.control.store.operations_waiting_for(&[operation.id]).await?;
-    view(&operation, &mut events, &mut waiting, who.is_admin())
+    let requests = app.control.store.operation_requests(&operation.uuid).await?;
+    let requests = requests.into_iter().map(|entry| OperationRequest {
+        id: entry.uuid,
+        actor: entry.actor_name,
+        action: entry.action,
+        method: entry.method,
+        path: entry.path,
+        at: Timestamp(entry.at),
+        client_address: entry.client_address,
+    });
+    let shown = view(&operation, &mut events, &mut waiting, who.is_admin())?;
+    Ok(Operation { requests: Some(requests.collect()), ..shown })
 }
 
 fn view(
@@ -244,6 +304,7 @@ fn view(
         completed_at: ended.map(Timestamp),
         updated_at: Timestamp(operation.updated_at),
         duration_ms: ended.map(|at| (at - operation.created_at) / 1000),
+        requests: None,
     })
 }
 

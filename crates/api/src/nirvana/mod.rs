@@ -1,6 +1,7 @@
 //! The Nirvana Labs surface: operations, and changes of VMs, over the same ledger as everything else.
 //! Volumes and networks follow.
 
+mod audit_logs;
 mod operations;
 mod vms;
 
@@ -31,6 +32,8 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(operations::list))
         .routes(routes!(operations::get))
+        .routes(routes!(audit_logs::list))
+        .routes(routes!(audit_logs::get))
         .routes(routes!(vms::delete))
         .routes(routes!(vms::restart))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use holdfast_control::cursor::Listed;
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::{Kind, Status, Value, Verb};
@@ -62,54 +63,68 @@ pub struct OperationList {
 pub struct Pagination {
     pub next_cursor: Option<String>,
     pub previous_cursor: Option<String>,
-    /// At most 10,000.
+    /// How many match: exact up to 1,000, an estimate above.
     pub total_count: i64,
+}
+
+impl Pagination {
+    pub(super) fn of<T>(listed: &Listed<T>) -> Self {
+        Self {
+            next_cursor: listed.next.clone(),
+            previous_cursor: listed.previous.clone(),
+            total_count: listed.page.total.number,
+        }
+    }
 }
 
 /// List operations
 #[utoipa::path(get, path = "/v1/operations", tag = "Operations", security(("bearer" = [])), params(
     ("project_id" = Option<String>, Query, description = "Project whose operations to list; all of the workspace without it"),
-    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters"),
+    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters and order"),
     ("limit" = Option<i64>, Query, minimum = 1, maximum = 100, description = "Operations per page, 20 by default"),
-    ("kind" = Option<String>, Query, description = "Only this kind of resource"),
-    ("type" = Option<String>, Query, description = "Only this type of operation"),
-    ("status" = Option<String>, Query, description = "Only this status"),
+    ("kind" = Option<String>, Query, description = "`vm`, `volume`, `vpc`, `firewall_rule`, `nks_cluster`, `nks_node_pool`, `nks_node`, `nks_load_balancer` or `connect_connection`"),
+    ("type" = Option<String>, Query, description = "`create`, `update`, `delete` or `restart`"),
+    ("status" = Option<String>, Query, description = "`pending`, `running`, `done`, `failed` or `unknown`"),
     ("resource_id" = Option<String>, Query, description = "Only operations on this resource"),
     ("created_at_min" = Option<String>, Query, description = "Started at or after, RFC 3339"),
     ("created_at_max" = Option<String>, Query, description = "Started at or before, RFC 3339"),
+    ("sort" = Option<String>, Query, description = "`created_at` or `updated_at`, each with `:asc` or `:desc`, joined by commas; `created_at:desc` by default"),
 ), responses(
     (status = 200, body = OperationList),
-    (status = 400, description = "The cursor is not valid for these filters"),
+    (status = 400, description = "The cursor is not valid for these filters and this order"),
     (status = 401, description = "No valid API key"),
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Json<OperationList>, Failure> {
     let filter = filter(&caller, &params)?;
     let limit = params.integer("limit", 1, 100)?.unwrap_or(20);
-    let listed = app.control.operations("nirvana", &filter, params.text("cursor"), limit).await?;
-    let items = listed.page.operations.iter().map(view).collect::<Result<_, _>>()?;
-    let pagination =
-        Pagination { next_cursor: listed.next, previous_cursor: listed.previous, total_count: listed.total };
-    Ok(Json(OperationList { items, pagination }))
+    let sort = params.sort(&[("created_at", "created_at"), ("updated_at", "updated_at")])?;
+    let listed = app.control.operations("nirvana", &filter, &sort, params.text("cursor"), limit).await?;
+    let items = listed.page.items.iter().map(view).collect::<Result<_, _>>()?;
+    Ok(Json(OperationList { items, pagination: Pagination::of(&listed) }))
 }
 
+/// Kinds that clients may filter by and no operation has.
+const KINDS_WITHOUT_OPERATIONS: [&str; 3] = ["connect_connection", "nks_load_balancer", "nks_node"];
+
 fn filter(caller: &Caller, params: &Params) -> Result<Filter, Error> {
-    // The only order there is yet; another one must not be answered as if it had been kept.
-    if params.text("sort").is_some_and(|sort| sort != "created_at:desc") {
-        return Err(Error::field("query", "sort", "enum", "must be created_at:desc"));
-    }
     // `unknown` is what a stuck operation is called here, `failed` covers a cancelled one.
     let statuses = |word: &str| {
         let found: Vec<_> = Status::ALL.into_iter().filter(|s| s.nirvana() == word).collect();
         (!found.is_empty()).then_some(found)
     };
+    let kind = params.word("kind", |word| match Kind::parse(word) {
+        Some(kind) => Some(Some(kind)),
+        None => KINDS_WITHOUT_OPERATIONS.contains(&word).then_some(None),
+    })?;
     Ok(Filter {
-        workspace: Some(caller.who.workspace_id),
-        project_uuid: params.text("project_id").map(str::to_owned),
-        kind: params.word("kind", Kind::parse)?,
+        workspace: caller.who.workspace_id,
+        project_uuid: params.uuid("project_id")?,
+        nothing: kind == Some(None),
+        kind: kind.flatten(),
         verb: params.word("type", Verb::parse)?,
         statuses: params.word("status", statuses)?.unwrap_or_default(),
-        resource_uuid: params.text("resource_id").map(str::to_owned),
+        resource_uuid: params.uuid("resource_id")?,
         created_min: params.time("created_at_min")?,
         created_max: params.time("created_at_max")?,
         ..Filter::default()

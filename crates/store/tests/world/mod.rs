@@ -119,6 +119,7 @@ pub fn info() -> RequestInfo {
         request_id: "r".to_owned(),
         trace_id: None,
         client_address: None,
+        user_agent: String::new(),
         method: "POST".to_owned(),
         path: "/".to_owned(),
         idempotency: None,
