@@ -17,8 +17,24 @@ pub enum Broken {
     Release,
     /// A report does not wake the operation that waits for it, and no deadline is kept.
     Wake,
+    /// The end of an operation leaves those that wait for its VM waiting.
+    Promotion,
+    /// The newest of those that wait is the next.
+    Order,
+    /// An operation that waited begins with what it saw when it was accepted.
+    Turn,
 }
 
 impl Broken {
-    pub const ALL: [Self; 6] = [Self::Fencing, Self::Undo, Self::Claim, Self::Generations, Self::Release, Self::Wake];
+    pub const ALL: [Self; 9] = [
+        Self::Fencing,
+        Self::Undo,
+        Self::Claim,
+        Self::Generations,
+        Self::Release,
+        Self::Wake,
+        Self::Promotion,
+        Self::Order,
+        Self::Turn,
+    ];
 }

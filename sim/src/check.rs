@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use holdfast_engine::{Decision, Direction};
 use holdfast_model::node::{Outcome, Phase};
 use holdfast_model::operation::{Status, Value};
-use holdfast_model::vm::RunState;
+use holdfast_model::vm::{RunState, VmStatus};
 use holdfast_node::reconcile::{self, Machine};
 
 use crate::store::{Claimed, Store};
@@ -51,13 +51,14 @@ impl Checker {
         Ok(())
     }
 
-    /// A write of a worker took effect. `before` is the run state that was wanted until then.
+    /// A write of a worker took effect. `before` is the run state that was wanted until then, `left` the status that the
+    /// VM has after it.
     pub fn wrote(
         &mut self,
         store: &Store,
         claimed: Claimed,
         decision: &Decision,
-        before: Option<RunState>,
+        (before, left): (Option<RunState>, VmStatus),
     ) -> Result<(), String> {
         let issued = self.tokens.get(&claimed.op).copied().unwrap_or_default();
         if claimed.token < issued || store.ops[claimed.op].token != claimed.token {
@@ -65,6 +66,9 @@ impl Checker {
         }
         let (op, record) = (&store.ops[claimed.op], &decision.record);
         let plan = op.plan.name;
+        if record.status.is_terminal() {
+            turn_came(store, op.vm, left)?;
+        }
         let Some(change) = &decision.desired else {
             return undone(store, claimed.op);
         };
@@ -82,6 +86,22 @@ impl Checker {
         }
         undone(store, claimed.op)
     }
+}
+
+/// Whoever begins after an operation on the same VM goes on from where that one left it.
+fn turn_came(store: &Store, vm: usize, left: VmStatus) -> Result<(), String> {
+    let mut open = store.ops.iter().enumerate().filter(|(_, o)| o.vm == vm && !o.record.status.is_terminal());
+    let Some((index, next)) = open.next() else { return Ok(()) };
+    if left == VmStatus::Deleted {
+        return Err(format!("queue: operation {index} waits for vm {vm}, which is gone"));
+    }
+    if next.wake_at.is_some() && next.record.status_before != left {
+        return Err(format!(
+            "queue: operation {index} begins at {:?}, but vm {vm} is {left:?}",
+            next.record.status_before
+        ));
+    }
+    Ok(())
 }
 
 /// An operation that has undone what it wrote leaves desired state behind: absent after a create, stopped otherwise.
@@ -105,6 +125,7 @@ fn undone(store: &Store, op: usize) -> Result<(), String> {
 pub fn after(world: &mut World) -> Option<String> {
     let (store, check) = (&world.store, &mut world.check);
     let mut running: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut waiting: BTreeMap<usize, usize> = BTreeMap::new();
     for (index, op) in store.ops.iter().enumerate() {
         let status = op.record.status;
         match check.ended.get(&index) {
@@ -114,9 +135,20 @@ pub fn after(world: &mut World) -> Option<String> {
             Some(_) => continue,
             None if status.is_terminal() => {
                 check.ended.insert(index, (status, op.version));
-                continue;
             }
             None => {}
+        }
+        if status == Status::Pending {
+            waiting.entry(op.vm).or_insert(index);
+            continue;
+        }
+        // Operations stand in the order of their accepts. Only a cancel ends one before its turn.
+        let cancelled = status == Status::Cancelled && op.record.sub_operations.is_empty();
+        if let Some(earlier) = waiting.get(&op.vm).filter(|_| !cancelled) {
+            return Some(format!("order: operation {index} went ahead of {earlier} on vm {}", op.vm));
+        }
+        if status.is_terminal() {
+            continue;
         }
         if let Some(other) = running.insert(op.vm, index) {
             return Some(format!("claims: operations {other} and {index} run on vm {} at a time", op.vm));

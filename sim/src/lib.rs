@@ -58,6 +58,8 @@ pub struct Tally {
     pub failed: usize,
     pub cancelled: usize,
     pub stuck: usize,
+    /// Operations that had to wait for their turn.
+    pub waited: usize,
 }
 
 impl Tally {
@@ -67,6 +69,7 @@ impl Tally {
         self.failed += other.failed;
         self.cancelled += other.cancelled;
         self.stuck += other.stuck;
+        self.waited += other.waited;
     }
 }
 
@@ -82,6 +85,7 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
         failed: count(Status::Failed),
         cancelled: count(Status::Cancelled),
         stuck: count(Status::Stuck),
+        waited: world.store.ops.iter().filter(|op| op.waited).count(),
     };
     let hash = world.trace_hash();
     Outcome {

@@ -1,14 +1,16 @@
 //! The store in memory: what `holdfast-store` does with an accept, a claim, a decision and a report, row by row.
 //!
 //! The one rule: each function is one transaction of the real store and keeps its conditions: a claim raises the fencing
-//! token, a write must match it, a report wakes whoever waits, a release takes the tombstone with it.
+//! token, a write must match it, a report wakes whoever waits, a release takes the tombstone with it, and whatever ends
+//! an operation lets the next one begin.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::{Decision, Desired, Direction, Next, Observed, Plan, Record, World, status_of};
+use holdfast_engine::{Decision, Desired, Direction, Failure, Next, Observed, Plan, Record, World, status_of};
 use holdfast_model::Timestamp;
+use holdfast_model::error::Code;
 use holdfast_model::node::{Phase, VmReport};
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode, VmStatus};
@@ -49,6 +51,10 @@ pub struct Op {
     pub token: u64,
     pub lease_until: Option<Timestamp>,
     pub held: bool,
+    /// It was accepted, and its turn has not come.
+    pub waiting: bool,
+    /// It was so once.
+    pub waited: bool,
     pub version: u64,
 }
 
@@ -88,6 +94,8 @@ pub struct Store {
 
 pub const LEASE: Duration = Duration::from_secs(10);
 const PATIENCE: i64 = 15_000_000;
+/// Operations that may wait for a VM.
+const QUEUE_LIMIT: usize = 4;
 
 impl Store {
     pub fn new(nodes: usize, broken: Option<Broken>) -> Self {
@@ -117,7 +125,7 @@ impl Store {
             version: 0,
         });
         let vm = self.vms.len() - 1;
-        self.accept(plan, vm, StopMode::Hard, now);
+        self.accept(plan, vm, StopMode::Hard, false, now);
         Some(vm)
     }
 
@@ -126,9 +134,35 @@ impl Store {
         self.ops.iter().any(|o| o.vm == vm && o.held)
     }
 
-    /// Accepts an operation, if nothing holds the VM.
-    pub fn accept(&mut self, plan: &'static Plan, vm: usize, stop: StopMode, now: Timestamp) -> Option<usize> {
-        if self.claimed(vm) && self.broken != Some(Broken::Claim) {
+    /// Operations that wait for the VM, first come first.
+    fn line(&self, vm: usize) -> impl DoubleEndedIterator<Item = usize> {
+        self.ops.iter().enumerate().filter(move |(_, o)| o.vm == vm && o.waiting).map(|(index, _)| index)
+    }
+
+    /// Why a plan cannot begin on a VM as it stands.
+    fn refusal(&self, plan: &Plan, vm: usize) -> Option<Failure> {
+        let row = &self.vms[vm];
+        if row.deleted {
+            return Some(Failure { code: Code::CvmNotFound, message: "it is gone".to_owned(), internal: None });
+        }
+        let leaving = row.desired.is_some_and(|wanted| wanted.run_state == RunState::Absent);
+        plan.refusal("it", row.status, leaving)
+    }
+
+    /// Accepts an operation, if the plan can begin and nothing holds the VM. One that may `queue` waits for its turn.
+    pub fn accept(
+        &mut self,
+        plan: &'static Plan,
+        vm: usize,
+        stop: StopMode,
+        queue: bool,
+        now: Timestamp,
+    ) -> Option<usize> {
+        let waits = self.claimed(vm) && self.broken != Some(Broken::Claim);
+        if waits && !(queue && self.line(vm).count() < QUEUE_LIMIT) {
+            return None;
+        }
+        if !self.claimed(vm) && self.refusal(plan, vm).is_some() {
             return None;
         }
         let row = &mut self.vms[vm];
@@ -146,23 +180,81 @@ impl Store {
             status_before: row.status,
             diff: Default::default(),
         };
-        row.status = plan.accepted;
-        row.version += 1;
+        if !waits {
+            row.status = plan.accepted;
+            row.version += 1;
+        }
         self.ops.push(Op {
             plan,
             vm,
             record,
             stop,
-            wake_at: Some(now),
+            wake_at: (!waits).then_some(now),
             token: 0,
             lease_until: None,
-            held: true,
+            held: !waits,
+            waiting: waits,
+            waited: waits,
             version: 0,
         });
         Some(self.ops.len() - 1)
     }
 
-    /// Asks for a cancel; refused once it could not be undone.
+    /// Those that wait for the VM begin, or fail as their accept would now, until one of them holds it.
+    fn turns(&mut self, vm: usize, now: Timestamp) {
+        while !self.claimed(vm) && self.broken != Some(Broken::Promotion) {
+            let next =
+                if self.broken == Some(Broken::Order) { self.line(vm).next_back() } else { self.line(vm).next() };
+            let Some(next) = next else { return };
+            let refusal = self.refusal(self.ops[next].plan, vm);
+            let op = &mut self.ops[next];
+            op.waiting = false;
+            op.version += 1;
+            if let Some(failure) = refusal {
+                (op.record.status, op.record.failure) = (Status::Failed, Some(failure));
+                continue;
+            }
+            let row = &mut self.vms[vm];
+            if self.broken != Some(Broken::Turn) {
+                op.record.status_before = row.status;
+            }
+            (op.held, op.wake_at) = (true, Some(now));
+            row.status = op.plan.accepted;
+            row.version += 1;
+        }
+    }
+
+    /// A person gives a stuck operation up.
+    pub fn abandon(&mut self, op: usize, now: Timestamp) -> bool {
+        let row = &mut self.ops[op];
+        if row.record.status != Status::Stuck {
+            return false;
+        }
+        row.record.status = Status::Failed;
+        (row.held, row.wake_at) = (false, None);
+        row.token += 1;
+        row.version += 1;
+        let vm = row.vm;
+        let row = &mut self.vms[vm];
+        row.status = VmStatus::Error;
+        row.version += 1;
+        let absent = row.desired.filter(|wanted| wanted.run_state == RunState::Absent);
+        let gone =
+            |seen: &Arc<VmReport>, wanted: Row| seen.phase == Phase::Absent && seen.generation >= wanted.generation;
+        if absent.is_some_and(|wanted| row.observed.as_ref().is_some_and(|seen| gone(seen, wanted))) {
+            self.release(vm);
+        }
+        self.turns(vm, now);
+        true
+    }
+
+    /// Stuck operations that others wait for.
+    pub fn in_the_way(&self) -> Vec<usize> {
+        let stuck = self.ops.iter().enumerate().filter(|(_, o)| o.record.status == Status::Stuck);
+        stuck.filter(|(_, o)| self.line(o.vm).next().is_some()).map(|(index, _)| index).collect()
+    }
+
+    /// Asks for a cancel; refused once it could not be undone. One that waits is over at once.
     pub fn cancel(&mut self, op: usize, now: Timestamp) -> bool {
         let op = &mut self.ops[op];
         let record = &mut op.record;
@@ -172,8 +264,13 @@ impl Store {
             return false;
         }
         record.cancelled_by = Some("somebody".to_owned());
-        op.wake_at = Some(now);
         op.version += 1;
+        if op.waiting {
+            op.waiting = false;
+            op.record.status = Status::Cancelled;
+        } else {
+            op.wake_at = Some(now);
+        }
         true
     }
 
@@ -232,7 +329,13 @@ impl Store {
             exit_reason: r.exit_reason.clone(),
         });
         let node_online = self.homes[vm.node].last_seen.micros() >= now.micros() - PATIENCE;
-        let world = World { status: vm.status, desired: vm.desired.map(|d| desired(&d)), observed, node_online, change: None };
+        let world = World {
+            status: vm.status,
+            desired: vm.desired.map(|d| desired(&d)),
+            observed,
+            node_online,
+            change: None,
+        };
         Some((op.record.clone(), world))
     }
 
@@ -242,7 +345,7 @@ impl Store {
     }
 
     /// Writes a decision and gives the lease back. False when the lease was lost; then nothing was written.
-    pub fn write(&mut self, claimed: Claimed, decision: &Decision) -> bool {
+    pub fn write(&mut self, claimed: Claimed, decision: &Decision, now: Timestamp) -> bool {
         let op = &mut self.ops[claimed.op];
         if op.token != claimed.token && self.broken != Some(Broken::Fencing) {
             return false;
@@ -274,6 +377,9 @@ impl Store {
         row.status = decision.status.unwrap_or(row.status);
         if decision.release {
             self.release(vm);
+        }
+        if decision.record.status.is_terminal() {
+            self.turns(vm, now);
         }
         true
     }

@@ -15,7 +15,7 @@ use crate::world::{Event, SECOND, World};
 /// VMs that a node has room for.
 pub const SLOTS: u16 = 5;
 const MAX_VMS: usize = 14;
-const MAX_OPS: usize = 60;
+const MAX_OPS: usize = 80;
 const GRACE: StopMode = StopMode::Graceful { grace_s: 10 };
 
 impl World {
@@ -38,28 +38,31 @@ impl World {
             let op = self.rng.index(self.store.ops.len());
             let asked = self.store.cancel(op, now);
             self.note(|_| format!("  cancel of operation {op}: {asked}"));
+        } else if dice < 45 {
+            let op = self.rng.index(self.store.ops.len());
+            self.store.abandon(op, now);
+        } else if dice < 60 {
+            // A client that does not wait for answers.
+            let vm = self.rng.index(self.store.vms.len());
+            for _ in 0..self.rng.range(2, 5) {
+                self.client_asks(vm, true);
+            }
         } else {
-            self.client_asks();
+            let (vm, queue) = (self.rng.index(self.store.vms.len()), self.rng.chance(50));
+            self.client_asks(vm, queue);
         }
         self.ring_work();
     }
 
-    fn client_asks(&mut self) {
-        use VmStatus::{Error, Exited, Running, Starting, Stopped};
-        let vm = self.rng.index(self.store.vms.len());
-        let started: &[VmStatus] = &[Running, Starting, Exited, Error];
-        let (plan, stop, allowed): (&'static Plan, _, &[VmStatus]) = match self.rng.range(0, 10) {
-            0..=2 => (&ops::VM_POWER_ON, StopMode::Hard, &[Stopped, Exited, Error]),
-            3..=5 => (&ops::VM_POWER_OFF, GRACE, started),
-            6 | 7 => (&ops::VM_RESTART, if self.rng.chance(50) { GRACE } else { StopMode::Hard }, started),
-            _ => (&ops::VM_DELETE, StopMode::Hard, &VmStatus::ALL),
+    fn client_asks(&mut self, vm: usize, queue: bool) {
+        let (plan, stop): (&'static Plan, _) = match self.rng.range(0, 10) {
+            0..=2 => (&ops::VM_POWER_ON, StopMode::Hard),
+            3..=5 => (&ops::VM_POWER_OFF, GRACE),
+            6 | 7 => (&ops::VM_RESTART, if self.rng.chance(50) { GRACE } else { StopMode::Hard }),
+            _ => (&ops::VM_DELETE, StopMode::Hard),
         };
-        let row = &self.store.vms[vm];
-        if row.deleted || !(allowed.contains(&row.status) || self.broken == Some(Broken::Claim)) {
-            return;
-        }
         let now = self.clock();
-        let accepted = self.store.accept(plan, vm, stop, now);
+        let accepted = self.store.accept(plan, vm, stop, queue, now);
         self.note(|_| format!("  {} of vm {vm}: operation {accepted:?}", plan.name));
     }
 
@@ -177,8 +180,11 @@ impl World {
     }
 
     fn worker_write(&mut self, claimed: Claimed, decision: &Decision) {
-        let before = self.store.vms[self.store.ops[claimed.op].vm].desired.map(|row| row.run_state);
-        if !self.store.write(claimed, decision) {
+        let vm = &self.store.vms[self.store.ops[claimed.op].vm];
+        let before = vm.desired.map(|row| row.run_state);
+        let left = decision.status.unwrap_or(if decision.release { VmStatus::Deleted } else { vm.status });
+        let now = self.clock();
+        if !self.store.write(claimed, decision, now) {
             self.note(|_| format!("  lease of operation {} lost, nothing written", claimed.op));
             return;
         }
@@ -189,7 +195,7 @@ impl World {
             let events: Vec<_> = decision.events.iter().map(|e| e.event_type.as_str()).collect();
             format!("  operation {} (vm {}): {:?} {events:?}", claimed.op, op.vm, record.status)
         });
-        if let Err(what) = self.check.wrote(&self.store, claimed, decision, before) {
+        if let Err(what) = self.check.wrote(&self.store, claimed, decision, (before, left)) {
             self.fail(what);
         }
         if decision.desired.is_some() && !self.rng.chance(self.faults.lost_bell) {

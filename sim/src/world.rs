@@ -311,6 +311,11 @@ impl World {
     }
 
     fn settle(&mut self) {
+        // A person looks at last after what holds others up.
+        let now = self.clock();
+        for op in self.store.in_the_way() {
+            self.store.abandon(op, now);
+        }
         match crate::check::unsettled(self) {
             None => self.finished = true,
             Some(why) if self.now > self.healed_at + SETTLE => self.fail(format!("liveness: {why}")),

@@ -19,7 +19,7 @@ fn seeds_hold_and_much_happens_in_them() {
         assert_eq!(outcome.violation, None, "cargo xtask sim --seed {seed}");
         tally.add(outcome.tally);
     }
-    let enough = [tally.vms, tally.done, tally.failed].iter().all(|n| *n > 100);
+    let enough = [tally.vms, tally.done, tally.failed, tally.waited].iter().all(|n| *n > 100);
     assert!(enough && tally.cancelled > 10 && tally.stuck > 0, "{tally:?}");
 }
 
@@ -33,10 +33,13 @@ fn every_broken_rule_is_noticed_within_200_seeds() {
         let noticed_as: &[&str] = match broken {
             Broken::Fencing => &["fencing"],
             Broken::Undo => &["diffs"],
-            Broken::Claim => &["claims"],
+            Broken::Claim => &["claims", "order"],
             Broken::Generations => &["generations"],
             Broken::Release => &["leftovers"],
             Broken::Wake => &["liveness"],
+            Broken::Promotion => &["liveness", "queue"],
+            Broken::Order => &["order"],
+            Broken::Turn => &["queue"],
         };
         assert!(noticed_as.iter().any(|word| violation.starts_with(word)), "{broken:?}: {violation}");
     }

@@ -6,12 +6,14 @@
 use holdfast_engine::{Direction, Failure, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
+use holdfast_model::node::Phase;
 use holdfast_model::operation::Status;
-use holdfast_model::vm::VmStatus;
+use holdfast_model::vm::{RunState, VmStatus};
 
+use crate::desired::{desired_of, report_of};
 use crate::operations::event_append;
 use crate::queue::{claims_end, is_waiting, waiting_end};
-use crate::vms::vm_set_status;
+use crate::vms::{vm_release, vm_set_status};
 use crate::{Tx, fault, stored};
 
 #[derive(sqlx::FromRow)]
@@ -76,7 +78,7 @@ pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timest
 }
 
 /// Gives a stuck operation up: it becomes failed, its claims are free, its resource stays in `error` for a person to
-/// look at. What its node may still hold stays reserved.
+/// look at. What its node may still hold stays reserved; a VM that its node has removed by now is released.
 pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Timestamp) -> Result<(), Error> {
     let (row, status) = row(tx, operation).await?;
     if status != Status::Stuck {
@@ -94,12 +96,26 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
-    vm_set_status(tx, row.resource_id, VmStatus::Error, now).await?;
+    let left = vm_has_left(tx, row.resource_id).await?;
+    let state = if left { VmStatus::Deleted } else { VmStatus::Error };
+    if left {
+        vm_release(tx, row.resource_id, now).await?;
+    } else {
+        vm_set_status(tx, row.resource_id, state, now).await?;
+    }
     let version = u32::try_from(row.plan_version).unwrap_or(0);
     let event = ops::find(&row.operation_type, version).map(|plan| plan.event("error"));
     let event = event.unwrap_or_else(|| format!("instance.{}.error", row.operation_type));
-    event_append(tx, operation, &event, None, VmStatus::Error, now).await?;
+    event_append(tx, operation, &event, None, state, now).await?;
     claims_end(tx, operation, now).await
+}
+
+/// True when the VM was to be removed and its node has done so, which it will not say again.
+async fn vm_has_left(tx: &mut Tx, vm: i64) -> Result<bool, Error> {
+    let (desired, seen) = (desired_of(tx, vm).await?, report_of(tx, vm).await?);
+    let (Some(desired), Some(seen)) = (desired, seen) else { return Ok(false) };
+    let obeyed = seen.phase == Phase::Absent && seen.generation >= desired.generation;
+    Ok(desired.run_state == RunState::Absent && obeyed)
 }
 
 /// Links a new operation to the failed one that it repeats.

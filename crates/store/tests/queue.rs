@@ -133,6 +133,25 @@ impl Bench {
         operation_cancel(&mut tx, row, "ann", now).await.expect("cancelled");
         commit(tx).await.expect("a commit");
     }
+
+    /// As when an undo of it was refused.
+    async fn stick(&self, id: Uuid) {
+        let file = self.world.folder.path().join("holdfast.db");
+        let db = sqlx::SqlitePool::connect(&format!("sqlite://{}", file.display())).await.expect("a connection");
+        sqlx::query("UPDATE operation SET status = 'stuck', wake_at = NULL WHERE uuid = $1")
+            .bind(id.to_string())
+            .execute(&db)
+            .await
+            .expect("it is stuck");
+        db.close().await;
+    }
+
+    async fn abandon(&mut self, id: Uuid) {
+        let (row, now) = (self.operation(id).await.id, self.tick());
+        let mut tx = self.world.store.begin().await.expect("a transaction");
+        operation_abandon(&mut tx, row, "ann", now).await.expect("abandoned");
+        commit(tx).await.expect("a commit");
+    }
 }
 
 async fn ask(
@@ -332,23 +351,26 @@ async fn a_failed_a_cancelled_and_an_abandoned_one_let_the_next_begin() {
 
     // Stuck: it keeps its claim, and those behind it wait until a person gives it up.
     let (first, second) = (bench.queue(&ops::VM_POWER_OFF).await, bench.queue(&ops::VM_DELETE).await);
-    let row = bench.operation(first).await.id;
-    let file = bench.world.folder.path().join("holdfast.db");
-    let db = sqlx::SqlitePool::connect(&format!("sqlite://{}", file.display())).await.expect("a connection");
-    sqlx::query("UPDATE operation SET status = 'stuck', wake_at = NULL WHERE id = $1")
-        .bind(row)
-        .execute(&db)
-        .await
-        .expect("it is stuck");
-    db.close().await;
+    bench.stick(first).await;
     bench.settle().await;
     assert_eq!((bench.status(second).await, bench.waits_for(second).await), (Status::Pending, Some(first)));
-    let now = bench.tick();
-    let mut tx = bench.world.store.begin().await.expect("a transaction");
-    operation_abandon(&mut tx, row, "ann", now).await.expect("abandoned");
-    commit(tx).await.expect("a commit");
+    bench.abandon(first).await;
     bench.settle().await;
     assert_eq!(bench.statuses(&[first, second]).await, [Status::Failed, Status::Done]);
+}
+
+#[tokio::test]
+async fn a_vm_that_left_while_its_operation_was_stuck_goes_with_the_abandon() {
+    let mut bench = Bench::new().await;
+    let (delete, behind) = (bench.queue(&ops::VM_DELETE).await, bench.queue(&ops::VM_RESTART).await);
+    bench.work().await;
+    bench.stick(delete).await;
+    bench.node(false).await;
+    assert_eq!((bench.work().await, bench.vm_status().await), (0, VmStatus::Deleting));
+    bench.abandon(delete).await;
+    assert_eq!(bench.vm_status().await, VmStatus::Deleted);
+    assert_eq!(bench.world.count("vm_port").await, 0);
+    assert_eq!(bench.operation(behind).await.error_code.as_deref(), Some(Code::CvmNotFound.id()));
 }
 
 #[tokio::test]
