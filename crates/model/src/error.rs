@@ -96,11 +96,6 @@ codes! {
     AppIdInvalid      = "HF-0141", 400, None, "Send 40 hex digits, with or without 0x before them.";
     RevisionNotFound  = "HF-0142", 404, None, "List the app's revisions to see what there is.";
 
-    // Apps and KMS
-    KmsMissing        = "HF-0140", 404, Some("ERR-02-011"), "See GET /api/v1/kms for what there is.";
-    AppIdInvalid      = "HF-0141", 400, None, "Send 40 hex digits, with or without 0x before them.";
-    RevisionNotFound  = "HF-0142", 404, None, "List the app's revisions to see what there is.";
-
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";
     NoNode            = "HF-0121", 400, Some("ERR-02-002"), "Wait for a node to come ONLINE: `holdfast nodes list`.";
