@@ -7,6 +7,7 @@
 mod accept;
 mod cloud;
 mod cost;
+mod disk;
 mod feed;
 mod history;
 mod http;
@@ -45,6 +46,8 @@ pub struct Bench {
 
 #[derive(Default)]
 pub struct Results {
+    /// Milliseconds of an fdatasync of one page, before and after the figures.
+    disk: Vec<f64>,
     throughput: Option<throughput::Throughput>,
     accept: Option<accept::Accept>,
     list: Option<list::List>,
@@ -63,7 +66,7 @@ pub fn run(words: &[&str]) -> Result<()> {
     };
     let bench = Bench::new(binary, quick)?;
     let wants = |figure: &str| only.is_none_or(|only| only == figure);
-    let mut results = Results::default();
+    let mut results = Results { disk: disk::syncs(&bench)?, ..Results::default() };
     if wants("throughput") {
         ui::heading("Whole operations, 64 in flight");
         results.throughput = Some(throughput::measure(&bench)?);
@@ -86,6 +89,7 @@ pub fn run(words: &[&str]) -> Result<()> {
             results.list = Some(list::measure(&bench, &template)?);
         }
     }
+    results.disk.extend(disk::syncs(&bench)?);
     report::write(&bench, &results)
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Bench, Results, plot};
 use crate::bench::report::machine;
+use crate::bench::stats::Samples;
 use crate::{root, target_dir, ui};
 
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +151,9 @@ pub fn write(bench: &Bench, results: &Results) -> Result<()> {
 }
 
 fn notes(results: &Results) -> String {
-    let mut text = String::new();
+    let disk = Samples::new(results.disk.clone());
+    let (p50, p99) = (disk.median(), disk.percentile(99.0));
+    let mut text = format!("\nThe disk: one page is durable after {p50:.2} ms (p50), {p99:.2} ms (p99).\n");
     if let Some(t) = &results.throughput {
         text += &format!(
             "\nA create, by the {} of this run: {:.1} events, {:.1} rows inserted, an acceptance and {:.1} decisions.\n",
@@ -182,7 +185,7 @@ fn notes(results: &Results) -> String {
 }
 
 fn samples(results: &Results) -> Value {
-    let mut all = json!({});
+    let mut all = json!({"disk": Samples::new(results.disk.clone()).json()});
     if let Some(t) = &results.throughput {
         all["create"] = t.whole.json();
     }

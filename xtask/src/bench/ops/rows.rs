@@ -6,8 +6,8 @@
 //! own commit are left out, so this is what no server on this database can exceed.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rusqlite::types::Value;
@@ -27,6 +27,9 @@ const OF_THE_OPERATION: &[(&str, &str)] =
 /// Filled by the operation itself or by loops; everything else is copied before the clock starts.
 const LATER: &[&str] =
     &["operation_event", "event_position", "event_seal", "checkpoint", "vm_desired", "vm_observed", "sqlite_sequence"];
+
+/// How long a server may hold up who reads its database.
+const BUSY: Duration = Duration::from_secs(5);
 
 type Row = Vec<Value>;
 
@@ -51,19 +54,21 @@ pub struct With {
 
 /// Operations out of a server's database, and a place to write them to again.
 pub struct Replay {
-    source: std::path::PathBuf,
+    source: PathBuf,
     pub operations: Vec<Recorded>,
     creates: bool,
 }
 
 impl Replay {
-    /// Reads at most `limit` finished operations of a type, oldest first, from the database of a server that has ended.
+    /// Reads the newest `limit` finished operations of a type, oldest first, from a server's database. The server may run.
     pub fn load(source: &Path, operation_type: &str, limit: usize) -> Result<Self> {
         let db = Connection::open_with_flags(source, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.busy_timeout(BUSY)?;
+        db.execute_batch("BEGIN")?;
         let creates = operation_type == "create";
         let mut found = db.prepare(
             "SELECT o.id, v.id, v.node_id FROM operation o JOIN vm v ON v.id = o.resource_id
-             WHERE o.operation_type = ?1 AND o.status = 'done' ORDER BY o.id LIMIT ?2",
+             WHERE o.operation_type = ?1 AND o.status = 'done' ORDER BY o.id DESC LIMIT ?2",
         )?;
         let found =
             found.query_map(params![operation_type, limit as i64], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
@@ -75,6 +80,7 @@ impl Replay {
         if operations.is_empty() {
             bail!("the server finished no {operation_type}");
         }
+        operations.reverse();
         Ok(Self { source: source.to_owned(), operations, creates })
     }
 
@@ -116,15 +122,23 @@ impl Replay {
         Ok(self.operations.len() as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Milliseconds of each acceptance alone, one commit each.
-    pub fn accepts(&self, file: &Path, with: With) -> Result<Vec<f64>> {
-        let mut writer = self.writer(file)?;
-        let times = self.operations.iter().map(|operation| {
-            let start = Instant::now();
-            writer.transaction(|w| w.accept(operation, with))?;
-            Ok(milliseconds(start))
-        });
-        times.collect()
+    /// Milliseconds of each acceptance alone, one commit each, in each of these ways in turn; a database for each.
+    pub fn accepts<const N: usize>(&self, folder: &Path, ways: [With; N]) -> Result<[Vec<f64>; N]> {
+        let mut times = [const { Vec::new() }; N];
+        let mut writers = Vec::with_capacity(N);
+        for number in 0..N {
+            writers.push(self.writer(&folder.join(format!("ceiling-{number}.db")))?);
+        }
+        for operation in &self.operations {
+            for ((writer, with), times) in writers.iter_mut().zip(ways).zip(&mut times) {
+                let start = Instant::now();
+                writer.transaction(|w| w.accept(operation, with))?;
+                times.push(milliseconds(start));
+                // The next operation may be one on the same VM.
+                writer.run("UPDATE operation_resource SET held = FALSE WHERE operation_id = ?1", [operation.id])?;
+            }
+        }
+        Ok(times)
     }
 
     fn writer(&self, file: &Path) -> Result<Writer> {
@@ -174,7 +188,7 @@ pub fn insert_sql(db: &Connection, table: &str) -> Result<String> {
 }
 
 /// The server's pragmas.
-pub fn pragmas(db: &Connection) -> Result<()> {
+fn pragmas(db: &Connection) -> Result<()> {
     db.set_prepared_statement_cache_capacity(256);
     Ok(db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?)
 }
@@ -194,6 +208,7 @@ fn empty_copy(source: &Path, file: &Path, creates: bool, operations: &[Recorded]
     }
     let db = Connection::open(file)?;
     pragmas(&db)?;
+    db.busy_timeout(BUSY)?;
     db.execute("ATTACH ?1 AS source", [source.to_string_lossy()])?;
     let schema = schema(&db)?;
     db.execute_batch("PRAGMA foreign_keys = OFF; BEGIN;")?;
