@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use holdfast_engine::{decide, ops};
 use holdfast_model::backoff::backoff;
 use holdfast_model::error::{Code, Error};
@@ -62,11 +63,13 @@ pub async fn run(control: Control, owner: String, stop: CancellationToken) {
 /// One claim and its decisions. Returns how many operations it looked at.
 async fn round(control: &Control, owner: &str) -> Result<usize, Error> {
     let claimed = control.store.operations_claim(owner, LEASE, BATCH, control.now()).await?;
-    for operation in &claimed {
+    // All at once: each is a transaction of its own, and those that queue share a commit.
+    join_all(claimed.iter().map(async |operation| {
         if let Err(error) = advance(control, operation).await {
             failed(control, operation, &error).await;
         }
-    }
+    }))
+    .await;
     Ok(claimed.len())
 }
 
