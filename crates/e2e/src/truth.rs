@@ -29,7 +29,7 @@ fn database(cloud: &Cloud) -> PathBuf {
 }
 
 /// Counts of what must not be there, whatever happened and however far it is.
-const NEVER: [(&str, &str); 10] = [
+const NEVER: [(&str, &str); 12] = [
     (
         "operations without exactly one audit row of their request",
         "SELECT count(*) FROM operation o WHERE (SELECT count(*) FROM audit_log a WHERE a.operation_id = o.id
@@ -58,6 +58,16 @@ const NEVER: [(&str, &str); 10] = [
         "claims of operations that are over",
         "SELECT count(*) FROM operation_resource r JOIN operation o ON o.id = r.operation_id
             WHERE r.held AND o.status IN ('done', 'failed', 'cancelled')",
+    ),
+    (
+        "places in line of operations that are not pending, or hold their claim",
+        "SELECT count(*) FROM operation_resource r JOIN operation o ON o.id = r.operation_id
+            WHERE r.waiting AND (o.status <> 'pending' OR o.wake_at IS NOT NULL OR r.held)",
+    ),
+    (
+        "operations that wait for a claim that is free",
+        "SELECT count(*) FROM operation_resource r WHERE r.waiting AND NOT EXISTS (SELECT 1 FROM operation_resource h
+            WHERE h.kind = r.kind AND h.resource_id = r.resource_id AND h.held)",
     ),
     (
         "leases of operations that are over",

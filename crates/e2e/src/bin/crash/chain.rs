@@ -164,29 +164,30 @@ impl Chain {
         assert!(answered.request.is_none() || accepted, "{answered:?}");
         assert!(answered.cancel.is_none_or(success) || too_late, "{answered:?}");
         let ids = cvm.as_deref().map(|c| truth::operations_of(cloud, c, plan.operation_type)).unwrap_or_default();
-        // Setting up a power_on makes none of its own type, so that there is one at the most.
-        assert!(ids.len() <= 1, "one request made {} operations", ids.len());
-        assert!(!accepted || ids.len() == 1, "what was answered {answered:?} is not there");
-        let over: Option<Value> = ids.first().map(|id| cloud.over(id, if plan.qemu { BOOT } else { SOON }));
+        // Setting up a power_on makes none of its own type, so that there is one for each request at the most.
+        assert!(ids.len() <= plan.times, "{} requests made {} operations", plan.times, ids.len());
+        assert!(!accepted || ids.len() == plan.times, "what was answered {answered:?} is not there");
+        let overs: Vec<Value> = ids.iter().map(|id| cloud.over(id, if plan.qemu { BOOT } else { SOON })).collect();
+        let over = overs.last();
         self.remove("fail");
-        let (end, status) = match &over {
+        let (end, status) = match over {
             // The server died before it took the cancel, or the pivot was passed; then the create goes on.
             Some(over) if plan.cancelled && !answered.cancel.is_some_and(success) && over["status"] == "done" => {
                 ("done", "running")
             }
             _ => plan.ends,
         };
-        if let Some(over) = &over {
+        for over in &overs {
             assert_eq!(over["status"], end, "{over:#}\n{}", cloud.server.log_end(20));
             truth::assert_story(cloud, over);
         }
         if let Some(cvm) = &cvm {
             let status = if over.is_some() { status } else { before(plan) };
-            assert_eq!(cloud.status(cvm), status, "the CVM after {:?}", over.as_ref().map(|o| &o["status"]));
+            assert_eq!(cloud.status(cvm), status, "the CVM after {:?}", over.map(|o| &o["status"]));
             if ["running", "stopped"].contains(&status) {
                 self.check_node(cvm);
                 let raised = truth::epoch(cloud, cvm) - epoch;
-                assert_eq!(raised, if over.is_some() { plan.epochs } else { 0 }, "boot epochs raised");
+                assert_eq!(raised, plan.epochs * i64::try_from(overs.len()).expect("few"), "boot epochs raised");
             }
             if plan.qemu {
                 let machines = process::vms_of(cloud.folder.path()).len();

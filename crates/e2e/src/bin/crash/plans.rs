@@ -19,6 +19,8 @@ pub struct Plan {
     pub ends: (&'static str, &'static str),
     /// How often it raises the boot epoch.
     pub epochs: i64,
+    /// How often it is asked for, without waiting: the operations after the first one wait in line.
+    pub times: usize,
     pub qemu: bool,
     /// A cancel follows as soon as the node is at work, before the pivot.
     pub cancelled: bool,
@@ -32,7 +34,7 @@ pub struct Answered {
 }
 
 const fn plan(name: &'static str, operation_type: &'static str, cvm: &'static str, epochs: i64) -> Plan {
-    Plan { name, operation_type, fails: None, ends: ("done", cvm), epochs, qemu: false, cancelled: false }
+    Plan { name, operation_type, fails: None, ends: ("done", cvm), epochs, times: 1, qemu: false, cancelled: false }
 }
 
 const fn undone(plan: Plan, name: &'static str, fails: &'static str, cvm: &'static str) -> Plan {
@@ -41,9 +43,10 @@ const fn undone(plan: Plan, name: &'static str, fails: &'static str, cvm: &'stat
 
 const CREATE: Plan = plan("create", "create", "running", 1);
 const POWER_ON: Plan = plan("power_on", "power_on", "running", 1);
+const RESTART: Plan = plan("restart", "restart", "running", 1);
 const DELETE: Plan = plan("delete", "delete", "deleted", 0);
 
-pub const ALL: [Plan; 11] = [
+pub const ALL: [Plan; 12] = [
     CREATE,
     undone(CREATE, "create_undone_at_prepare", "prepare", "deleted"),
     undone(CREATE, "create_undone_at_start", "start", "deleted"),
@@ -51,7 +54,8 @@ pub const ALL: [Plan; 11] = [
     POWER_ON,
     undone(POWER_ON, "power_on_undone", "start", "stopped"),
     plan("power_off", "power_off", "stopped", 0),
-    plan("restart", "restart", "running", 1),
+    RESTART,
+    Plan { name: "restart_queued", times: 2, ..RESTART },
     DELETE,
     Plan { name: "qemu_create", qemu: true, ..CREATE },
     Plan { name: "qemu_delete", qemu: true, ..DELETE },
@@ -112,7 +116,7 @@ impl Plan {
 
     /// What a user does: the one request that starts the plan, and the cancel if there is one.
     pub fn run(&self, cloud: &Cloud, target: &Target) -> Answered {
-        let request = self.request(cloud, target);
+        let request = (0..self.times).map(|_| self.request(cloud, target)).last().flatten();
         let mut answered = Answered { request: request.as_ref().map(|a| a.status), cancel: None };
         if self.cancelled
             && let Some(cvm) = request.as_ref().and_then(|a| a.json()["vm_uuid"].as_str().map(str::to_owned))
@@ -137,6 +141,8 @@ impl Plan {
         let path = format!("/api/v1/cvms/{cvm}");
         let answer = match self.operation_type {
             "create" => cloud.client.commit(&target.provisioned, None),
+            // Where operations wait for their turn.
+            _ if self.times > 1 => cloud.client.post(&format!("/v1/compute/vms/{cvm}/{}", self.operation_type), None),
             "power_on" => cloud.client.post(&format!("{path}/start"), None),
             "power_off" => cloud.client.post(&format!("{path}/stop"), None),
             "restart" => cloud.client.post(&format!("{path}/restart"), None),
