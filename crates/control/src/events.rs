@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use holdfast_model::error::Error;
 use holdfast_store::feed::Positioned;
+use holdfast_store::retention::Base;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -86,14 +87,21 @@ pub struct Watch {
     behind: bool,
     workspace: i64,
     operation: Option<i64>,
+    /// What this watcher asked for and has left the database.
+    pub left: Option<Base>,
 }
 
 impl Control {
     /// Watches from after `position`; `None` is from now on for a workspace, from its beginning for an operation.
     pub async fn watch(&self, workspace: i64, operation: Option<i64>, position: Option<i64>) -> Result<Watch, Error> {
         let live = self.feed.0.subscribe();
+        // Of one operation either everything is here or nothing.
+        let left = match (position, operation) {
+            (Some(position), None) => self.store.archive_base().await?.filter(|base| position < base.position),
+            _ => None,
+        };
         let start = match (position, operation) {
-            (Some(position), _) => position,
+            (Some(position), _) => left.map_or(position, |base| base.position),
             (None, Some(_)) => 0,
             (None, None) => self.store.last_position().await?,
         };
@@ -105,6 +113,7 @@ impl Control {
             behind: true,
             workspace,
             operation,
+            left,
         })
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! The one rule: it ends with a signature over all of it, or it has no end. Whoever reads half an export knows it.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 
 use bytes::Bytes;
 use flate2::Compression;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_store::export::Export;
 use holdfast_trust::chain::Hash;
-use holdfast_trust::export::{End, FORMAT, Header, Line};
+use holdfast_trust::export::{Check, End, FORMAT, Findings, Header, Line};
+use holdfast_trust::walk::Problem;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -36,8 +39,13 @@ impl Control {
             until: until.map(Timestamp::micros),
             exported_at: self.now().micros(),
             archive: None,
-            older: None,
+            older: export.older().await?,
         };
+        Ok(self.export_pieces(header, export))
+    }
+
+    /// What is read of the store, as pieces of a gzip file.
+    pub(crate) fn export_pieces(&self, header: Header, mut export: Export) -> mpsc::Receiver<Result<Bytes, Error>> {
         let (sender, receiver) = mpsc::channel(4);
         let control = self.clone();
         tokio::spawn(async move {
@@ -47,7 +55,7 @@ impl Control {
                 let _ = file.sender.send(Err(error)).await;
             }
         });
-        Ok(receiver)
+        receiver
     }
 
     async fn export_write(&self, file: &mut File, header: Header, export: &mut Export) -> Result<(), Error> {
@@ -64,6 +72,15 @@ impl Control {
                 file.line(&Line::Operation(operation)).await?;
             }
         }
+        loop {
+            let page = export.audit().await?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                file.line(&Line::Audit(row)).await?;
+            }
+        }
         while let Some(batch) = export.batch().await? {
             file.line(&Line::Checkpoint(batch)).await?;
         }
@@ -71,6 +88,26 @@ impl Control {
         file.line(&Line::End(end)).await?;
         file.finish().await
     }
+}
+
+/// Reads a file of an export or an archive through a check.
+pub fn check_file(path: &Path, mut check: Check) -> std::io::Result<Findings> {
+    let mut lines = BufReader::new(GzDecoder::new(BufReader::new(std::fs::File::open(path)?)));
+    let mut line = String::new();
+    let broken = loop {
+        line.clear();
+        match lines.read_line(&mut line) {
+            Ok(0) => break None,
+            Ok(_) => check.line(&line),
+            Err(error) => break Some(error),
+        }
+    };
+    let mut findings = check.finish();
+    if let Some(error) = broken {
+        let what = format!("the export: it is no whole gzip file ({error})");
+        findings.problem = Some(Problem { position: None, operation: None, seq: None, what });
+    }
+    Ok(findings)
 }
 
 /// A gzip file on its way.

@@ -33,9 +33,9 @@ pub struct Verify {
     /// The database itself: a path, or sqlite://PATH
     #[arg(long, value_name = "URL", conflicts_with = "data_dir")]
     database_url: Option<String>,
-    /// A file of `holdfast ops export`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["data_dir", "database_url", "head"])]
-    export: Option<PathBuf>,
+    /// A file of `holdfast ops export`, an archive, or a folder of archives; may be given several times
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data_dir", "database_url"])]
+    export: Vec<PathBuf>,
     /// Check signatures with this key, not with the one that the database names
     #[arg(long, value_name = "HEX")]
     public_key: Option<String>,
@@ -50,8 +50,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Verify(options) => {
             let known = known(&options)?;
-            if let Some(file) = &options.export {
-                let report = export::verify(file, known.public_key)?;
+            if !options.export.is_empty() {
+                let report = export::verify(&options.export, &known)?;
                 print(&report, options.json, known.public_key.is_some());
                 return Ok(ExitCode::from(u8::from(report.problem.is_some())));
             }
@@ -60,6 +60,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let ledger = Ledger::open(&file).await.map_err(open_error)?;
                 Ok(Verdict::of(ledger.verify(&known).await?))
             })?;
+            let left = report.archived.as_ref().map_or(0, |archived| archived.last_position);
+            if let Some((position, _)) = known.head.filter(|(at, _)| *at < left && report.problem.is_none()) {
+                return Err(refused(format!(
+                    "position {position} is in an archive now: check its file with --export, and the chain from {left} on here"
+                )));
+            }
             print(&report, options.json, known.public_key.is_some());
             Ok(ExitCode::from(u8::from(report.problem.is_some())))
         }
@@ -76,11 +82,18 @@ pub fn run(command: Command) -> Result<ExitCode> {
 }
 
 /// What both kinds of check say.
+#[derive(Default)]
 pub struct Verdict {
     pub problem: Option<Problem>,
     pub events: i64,
     pub unsealed: i64,
     pub checkpoints: u64,
+    /// Audited requests in archives.
+    pub audit: u64,
+    /// The first position of an unbroken part of the chain. `None` for an export, which has parts of it.
+    pub begins_at: Option<i64>,
+    /// What left the database before.
+    pub archived: Option<Archived>,
     /// `POSITION:HASH` of the newest checkpoint.
     pub head: String,
     /// Microseconds since 1970; 0 when nothing is sealed.
@@ -88,13 +101,32 @@ pub struct Verdict {
     pub public_key: String,
 }
 
+/// Where older operations are.
+pub struct Archived {
+    pub last_position: i64,
+    /// Microseconds since 1970.
+    pub over_before: i64,
+    /// Microseconds since 1970; an export does not know it.
+    pub archived_at: Option<i64>,
+    pub file: String,
+}
+
 impl Verdict {
     fn of(report: Report) -> Self {
+        let archived = report.archive.map(|archive| Archived {
+            last_position: archive.last_position,
+            over_before: archive.over_before,
+            archived_at: Some(archive.archived_at),
+            file: archive.file,
+        });
         Self {
             problem: report.problem,
-            events: report.sealed,
+            events: report.events,
             unsealed: report.unsealed,
             checkpoints: report.checkpoints,
+            audit: 0,
+            begins_at: Some(archived.as_ref().map_or(1, |archived| archived.last_position + 1)),
+            archived,
             head: format!("{}:{}", report.sealed, report.hash),
             sealed_at: report.sealed_at,
             public_key: report.public_key,
@@ -138,6 +170,14 @@ fn print(report: &Verdict, as_json: bool, key_given: bool) {
             .as_ref()
             .map(|p| json!({ "position": p.position, "operation_id": p.operation, "seq": p.seq, "message": p.what }));
         let sealed_at = (report.sealed_at > 0).then_some(Timestamp(report.sealed_at));
+        let archived = report.archived.as_ref().map(|archived| {
+            json!({
+                "last_position": archived.last_position,
+                "over_before": Timestamp(archived.over_before),
+                "archived_at": archived.archived_at.map(Timestamp),
+                "file": archived.file,
+            })
+        });
         println!(
             "{}",
             json!({
@@ -147,6 +187,9 @@ fn print(report: &Verdict, as_json: bool, key_given: bool) {
                 "sealed_at": sealed_at,
                 "unsealed_events": report.unsealed,
                 "checkpoints": report.checkpoints,
+                "begins_at": report.begins_at,
+                "archived": archived,
+                "audit_rows": report.audit,
                 "head": report.head,
                 "public_key": report.public_key,
                 "public_key_given": key_given,
@@ -157,6 +200,20 @@ fn print(report: &Verdict, as_json: bool, key_given: bool) {
     match &report.problem {
         None => println!("The chain holds: {} events under {} checkpoints.", report.events, report.checkpoints),
         Some(problem) => println!("The chain does not hold. First problem: {}.", describe(problem)),
+    }
+    if let Some(position) = report.begins_at {
+        println!("  begins at       position {position}");
+    }
+    if let Some(archived) = &report.archived {
+        let date = archived.archived_at.map(|at| format!(" on {}", Timestamp(at))).unwrap_or_default();
+        let before = Timestamp(archived.over_before);
+        println!(
+            "  archived        up to position {}, over before {before}; left{date} in {}",
+            archived.last_position, archived.file
+        );
+    }
+    if report.audit > 0 {
+        println!("  audit rows      {}", report.audit);
     }
     println!("  not sealed yet  {}", report.unsealed);
     println!("  head            {}", report.head);

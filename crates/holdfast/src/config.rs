@@ -30,6 +30,7 @@ pub struct Config {
     pub disk_overcommit: f64,
     pub node_offline_after_s: u64,
     pub log_url_lifetime_s: u64,
+    pub retention: Retention,
     pub queue_limit: u16,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
@@ -56,6 +57,30 @@ pub struct Config {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// How long operations stay: `forever`, or a number with `d`, `h`, `m` or `s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Retention(pub Option<Duration>);
+
+impl TryFrom<String> for Retention {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "forever" {
+            return Ok(Self(None));
+        }
+        let units = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
+        let read = |(unit, seconds): (&str, u64)| {
+            let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
+            count.checked_mul(seconds).filter(|seconds| (1..=100_000 * 86_400).contains(seconds))
+        };
+        let seconds = units.into_iter().find_map(read);
+        let seconds =
+            seconds.ok_or_else(|| format!("retention \"{text}\" is not \"forever\" and no time like \"365d\""))?;
+        Ok(Self(Some(Duration::from_secs(seconds))))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -182,6 +207,7 @@ impl Config {
             },
             node_patience: seconds(self.node_offline_after_s),
             log_url_lifetime: seconds(self.log_url_lifetime_s),
+            retention: self.retention.0,
             queue_limit: i64::from(self.queue_limit),
         }
     }
@@ -276,9 +302,21 @@ mod tests {
             ("listen", "0.0.0.0:8440"),
             ("public_url", "example"),
             ("vcpu_overcommit", "0"),
+            ("retention", "0d"),
+            ("retention", "a year"),
         ] {
             let error = set(key, text).expect_err(text);
             assert!(!format!("{error:#}").contains('\n'), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn retention_is_a_time_or_forever() {
+        let day = 86_400;
+        for (text, seconds) in [("forever", None), ("365d", Some(365 * day)), ("48h", Some(2 * day)), ("10s", Some(10))]
+        {
+            let config = Config::load(None, &[("retention", Some(text.to_owned()))]).expect("valid");
+            assert_eq!(config.settings(1).retention, seconds.map(Duration::from_secs), "{text}");
         }
     }
 

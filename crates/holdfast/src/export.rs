@@ -1,20 +1,19 @@
-//! `holdfast ops export`, and the check of what it wrote.
+//! `holdfast ops export`, and the check of what it and the archive wrote.
 //!
 //! The one rule: a file of that name is a whole one. It is written beside it and takes the name when it is complete.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use flate2::bufread::GzDecoder;
-use holdfast_trust::chain::PublicKey;
-use holdfast_trust::export::{Check, Findings};
-use holdfast_trust::walk::Problem;
+use holdfast_control::export::check_file;
+use holdfast_store::verify::{Known, Problem, PublicKey};
+use holdfast_trust::export::{Check, Older, Span};
 
-use crate::audit::Verdict;
+use crate::audit::{Archived, Verdict};
 use crate::client::{Client, block_on};
 use crate::{Common, refused};
 
@@ -62,37 +61,90 @@ pub fn run(options: Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks a file that [`run`] wrote.
-pub fn verify(file: &Path, key: Option<PublicKey>) -> Result<Verdict> {
-    let opened = File::open(file).map_err(|e| refused(format!("cannot read {}: {e}", file.display())))?;
-    let mut lines = BufReader::new(GzDecoder::new(BufReader::new(opened)));
-    let mut check = Check::new(key);
-    let mut line = String::new();
-    let broken = loop {
-        line.clear();
-        match lines.read_line(&mut line) {
-            Ok(0) => break None,
-            Ok(_) => check.line(&line),
-            Err(error) => break Some(error),
+/// Checks exports and archives. Archives must follow each other without a gap.
+pub fn verify(paths: &[PathBuf], known: &Known) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let mut spans: Vec<(Span, String)> = Vec::new();
+    let (mut key, mut seen, mut newest) = (known.public_key, false, 0);
+    for path in files(paths)? {
+        let check = Check::new(key).known(known.head.clone());
+        let findings = check_file(&path, check).map_err(|e| refused(format!("cannot read {}: {e}", path.display())))?;
+        // Files of different keys are no one chain.
+        key = key.or_else(|| PublicKey::parse(&findings.public_key).ok());
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        verdict.events += i64::try_from(findings.sealed).unwrap_or(i64::MAX);
+        verdict.unsealed += i64::try_from(findings.unsealed).unwrap_or(i64::MAX);
+        verdict.checkpoints += findings.checkpoints;
+        verdict.audit += findings.audit;
+        verdict.public_key = findings.public_key;
+        seen |= findings.known_seen;
+        if let Some(mut problem) = findings.problem {
+            problem.what = format!("{name}: {}", problem.what);
+            verdict.problem = Some(problem);
+            return Ok(verdict);
         }
-    };
-    let mut findings = check.finish();
-    if let Some(error) = broken {
-        let what = format!("the export: it is no whole gzip file ({error})");
-        findings.problem = Some(Problem { position: None, operation: None, seq: None, what });
+        if let Some(head) = findings.head.filter(|head| head.position > newest) {
+            newest = head.position;
+            verdict.head = format!("{}:{}", head.position, head.hash);
+            verdict.sealed_at = head.sealed_at;
+        }
+        match (findings.archive, findings.older) {
+            (Some(span), _) => spans.push((span, name)),
+            (None, Some(older)) => verdict.archived = Some(archived(older)),
+            (None, None) => {}
+        }
     }
-    Ok(verdict(findings))
+    if verdict.head.is_empty() {
+        verdict.head = "0:".to_owned();
+    }
+    spans.sort_by_key(|(span, _)| span.first_position);
+    verdict.begins_at = spans.first().map(|(span, _)| span.first_position);
+    verdict.problem = spans.windows(2).find_map(|pair| unconnected(&pair[0].0, &pair[1].0, &pair[1].1));
+    match &known.head {
+        Some((position, _)) if !seen && verdict.problem.is_none() => {
+            Err(refused(format!("no file has position {position}; give the one that has, or check the database")))
+        }
+        _ => Ok(verdict),
+    }
 }
 
-fn verdict(findings: Findings) -> Verdict {
-    let head = findings.head.as_ref();
-    Verdict {
-        problem: findings.problem,
-        events: i64::try_from(findings.sealed).unwrap_or(i64::MAX),
-        unsealed: i64::try_from(findings.unsealed).unwrap_or(i64::MAX),
-        checkpoints: findings.checkpoints,
-        head: head.map_or_else(|| "0:".to_owned(), |head| format!("{}:{}", head.position, head.hash)),
-        sealed_at: head.map_or(0, |head| head.sealed_at),
-        public_key: findings.public_key,
+/// Why the second archive does not follow the first one.
+fn unconnected(before: &Span, after: &Span, name: &str) -> Option<Problem> {
+    let expected = before.last_position + 1;
+    if after.first_position != expected {
+        let what = format!("the archive that begins here is missing; the next one is {name}");
+        return Some(Problem::at(expected, what));
     }
+    (after.previous_hash != before.hash)
+        .then(|| Problem::at(expected, format!("{name} does not continue the archive before it")))
+}
+
+/// Files, and in the place of a folder the archives in it.
+fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let unreadable = |e| refused(format!("cannot read {}: {e}", path.display()));
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("operations-") && name.ends_with(".ndjson.gz") {
+                files.push(entry.path());
+            }
+        }
+    }
+    if files.is_empty() {
+        return Err(refused("there is no archive in that folder"));
+    }
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+fn archived(older: Older) -> Archived {
+    let Older { last_position, over_before, file } = older;
+    Archived { last_position, over_before, archived_at: None, file }
 }

@@ -113,6 +113,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     tokio::spawn(events::run(control.clone(), stop.clone()));
     let worker = tokio::spawn(loops::worker::run(control.clone(), owner, stop.clone()));
     let sealer = tokio::spawn(loops::sealer::run(control.clone(), stop.clone()));
+    tokio::spawn(loops::retention::run(control.clone(), data_dir.join("archive"), stop.clone()));
     let embedded = config.node == NodeMode::Embedded;
     let router = holdfast_api::router(App { control, needs_node: embedded });
     let service = router.into_make_service_with_connect_info::<SocketAddr>();

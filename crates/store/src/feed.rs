@@ -26,6 +26,10 @@ pub struct Positioned {
     pub operation_status: String,
 }
 
+/// The newest position that was ever given. An archive may have taken the event itself; its checkpoint stays.
+pub(crate) const LAST_POSITION: &str = "SELECT COALESCE(MAX(position), 0) FROM (SELECT MAX(position) AS position
+    FROM event_position UNION ALL SELECT MAX(last_position) FROM checkpoint) AS newest";
+
 const FEED: &str = "SELECT p.position, o.workspace_id, e.operation_id, o.uuid AS operation_uuid, o.operation_type,
         o.resource_uuid, o.resource_name, e.seq, e.event_type, e.step, e.state, e.at, o.status AS operation_status
      FROM event_position p JOIN operation_event e ON e.id = p.event_id JOIN operation o ON o.id = e.operation_id";
@@ -33,10 +37,7 @@ const FEED: &str = "SELECT p.position, o.workspace_id, e.operation_id, o.uuid AS
 impl Store {
     /// The newest position; 0 when there is none.
     pub async fn last_position(&self) -> Result<i64, Error> {
-        sqlx::query_scalar("SELECT COALESCE(MAX(position), 0) FROM event_position")
-            .fetch_one(self.read())
-            .await
-            .map_err(fault)
+        sqlx::query_scalar(LAST_POSITION).fetch_one(self.read()).await.map_err(fault)
     }
 
     /// At most `limit` events of all operations after `position`.

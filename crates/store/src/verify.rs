@@ -2,11 +2,15 @@
 //!
 //! The one rule: one snapshot. Everything is read as of the moment the check began, so a server that goes on sealing
 //! cannot make it say anything wrong.
+//!
+//! Where a signed record says that the beginning left by age, the chain begins after it. A row that left may still be
+//! there while the server deletes: then its seal is too, and it is checked like any other.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_model::error::Error;
+use holdfast_trust::archive::Archive;
 use holdfast_trust::chain::Checkpoint;
 pub use holdfast_trust::chain::PublicKey;
 pub use holdfast_trust::walk::Problem;
@@ -15,6 +19,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::chain::{bytes, entries, public_key};
+use crate::retention::newest_archive;
 use crate::{MIGRATIONS, OpenError, fault};
 
 /// A database opened to be read only.
@@ -34,6 +39,10 @@ pub struct Report {
     /// The last position of the chain that was followed, and its hash in hex.
     pub sealed: i64,
     pub hash: String,
+    /// Events that were followed; those of them that are in an archive are known by their seal only.
+    pub events: i64,
+    /// What left by age before the chain of this database begins.
+    pub archive: Option<Archive>,
     /// When its batch was sealed, in microseconds since 1970; 0 when nothing is.
     pub sealed_at: i64,
     pub checkpoints: u64,
@@ -143,6 +152,8 @@ impl Ledger {
             problem: None,
             sealed: 0,
             hash: String::new(),
+            events: 0,
+            archive: None,
             sealed_at: 0,
             checkpoints: 0,
             unsealed: 0,
@@ -151,7 +162,7 @@ impl Ledger {
         match key {
             Some(key) => {
                 let mut walk = Walk::new(key);
-                match follow(&mut snapshot, &mut walk, &mut report, known).await {
+                match check(&mut snapshot, key, &mut walk, &mut report, known).await {
                     Ok(()) => {}
                     Err(Stop::Problem(problem)) => report.problem = Some(problem),
                     Err(Stop::Fault(error)) => return Err(error),
@@ -182,20 +193,66 @@ async fn connect(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Erro
     Ok(pool)
 }
 
+/// The first checkpoint that ends above a position.
+async fn next_checkpoint(db: &mut SqliteConnection, after: i64) -> Result<Option<CheckpointRow>, Error> {
+    sqlx::query_as(
+        "SELECT first_position, last_position, previous_hash, hash, sealed_at, signature FROM checkpoint
+         WHERE last_position > $1 ORDER BY last_position LIMIT 1",
+    )
+    .bind(after)
+    .fetch_optional(db)
+    .await
+    .map_err(fault)
+}
+
+async fn check(
+    db: &mut SqliteConnection,
+    key: PublicKey,
+    walk: &mut Walk,
+    report: &mut Report,
+    known: &Known,
+) -> Result<(), Stop> {
+    if let Some(row) = newest_archive(db).await? {
+        let wrong =
+            |what: &str| Problem::at(row.first_position, format!("the record of the archive {}: {what}", row.file));
+        let record = row.record().ok_or_else(|| wrong("it was altered"))?;
+        if !record.is_signed_by(&key) {
+            return Err(wrong("its signature is not valid, so what it says has left was removed").into());
+        }
+        *walk = beginning(db, key, &record).await?;
+        report.archive = Some(record);
+    }
+    let begin = walk.position;
+    let followed = follow(db, walk, report, known).await;
+    report.events = walk.position - begin;
+    followed?;
+    beyond(db, begin, walk.position).await
+}
+
+/// Where the chain begins when something left: at the signed checkpoint that was kept, or before it, where the rows that
+/// left are still being deleted.
+async fn beginning(db: &mut SqliteConnection, key: PublicKey, record: &Archive) -> Result<Walk, Stop> {
+    let last = record.last_position;
+    let removed = || Problem::at(last, "the checkpoint that the archive ends at was removed");
+    let kept =
+        next_checkpoint(db, last - 1).await?.filter(|row| row.last_position == last).ok_or_else(removed)?.read()?;
+    if !kept.is_signed_by(&key) || kept.hash != record.hash {
+        return Err(Problem::at(last, "the checkpoint is not the one that the archive ends at").into());
+    }
+    let lowest = next_checkpoint(db, 0).await?.ok_or_else(removed)?.read()?;
+    let seals = number(db, &format!("SELECT MIN(position) FROM event_seal WHERE position <= {last}")).await?;
+    if lowest.last_position == last && seals.is_none() {
+        return Ok(Walk::from(key, last, record.hash));
+    }
+    Ok(Walk::from(key, lowest.first_position - 1, lowest.previous_hash))
+}
+
 async fn follow(db: &mut SqliteConnection, walk: &mut Walk, report: &mut Report, known: &Known) -> Result<(), Stop> {
-    loop {
-        let row: Option<CheckpointRow> = sqlx::query_as(
-            "SELECT first_position, last_position, previous_hash, hash, sealed_at, signature FROM checkpoint
-             WHERE last_position > $1 ORDER BY last_position LIMIT 1",
-        )
-        .bind(walk.position)
-        .fetch_optional(&mut *db)
-        .await
-        .map_err(fault)?;
-        let Some(row) = row else { break };
+    head(known, walk)?;
+    while let Some(row) = next_checkpoint(db, walk.position).await? {
         let checkpoint = row.read()?;
         walk.batch(&checkpoint)?;
-        batch(db, walk, &checkpoint, known).await?;
+        batch(db, walk, &checkpoint, report.archive.as_ref(), known).await?;
         report.checkpoints += 1;
         report.sealed_at = checkpoint.sealed_at;
     }
@@ -203,10 +260,26 @@ async fn follow(db: &mut SqliteConnection, walk: &mut Walk, report: &mut Report,
         let what = format!("the chain was cut: it once reached position {position}");
         return Err(Problem::at(walk.position + 1, what).into());
     }
-    beyond(db, walk.position).await
+    Ok(())
 }
 
-async fn batch(db: &mut SqliteConnection, walk: &mut Walk, checkpoint: &Checkpoint, known: &Known) -> Result<(), Stop> {
+/// The chain has the hash here that an earlier report said.
+fn head(known: &Known, walk: &Walk) -> Result<(), Problem> {
+    match &known.head {
+        Some((at, hash)) if *at == walk.position && *hash != hex::encode(walk.hash) => {
+            Err(Problem::at(*at, format!("the chain is another one: its hash here was {hash}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn batch(
+    db: &mut SqliteConnection,
+    walk: &mut Walk,
+    checkpoint: &Checkpoint,
+    archive: Option<&Archive>,
+    known: &Known,
+) -> Result<(), Stop> {
     let (after, last) = (walk.position, checkpoint.last_position);
     let rows: Vec<(i64, String, i64, String)> = sqlx::query_as(
         "SELECT position, operation_uuid, seq, leaf FROM event_seal WHERE position > $1 AND position <= $2
@@ -223,31 +296,26 @@ async fn batch(db: &mut SqliteConnection, walk: &mut Walk, checkpoint: &Checkpoi
     for (position, operation, seq, leaf) in rows {
         let leaf = bytes(&leaf).ok_or_else(|| Problem::at(position, "the seal of this event was altered"))?;
         let seal = Seal { position, operation, seq, leaf };
-        let entry = match placed.next_if(|p| p.position == position) {
-            Some(found) => found.entry,
-            None => None,
-        };
-        walk.event(&seal, entry.as_ref())?;
-        first.get_or_insert(seal);
-        if let Some((_, hash)) =
-            known.head.as_ref().filter(|(at, hash)| *at == position && *hash != hex::encode(walk.hash))
-        {
-            let what = format!("the chain is another one: its hash here was {hash}");
-            return Err(Problem::at(position, what).into());
+        match placed.next_if(|p| p.position == position) {
+            Some(found) => walk.event(&seal, found.entry.as_ref())?,
+            None if archive.is_some_and(|archive| archive.covers(position)) => walk.left(&seal)?,
+            None => walk.event(&seal, None)?,
         }
+        first.get_or_insert(seal);
+        head(known, walk)?;
     }
     walk.batch_end(checkpoint, first.as_ref())?;
     Ok(())
 }
 
 /// What must hold besides: nothing stands outside the chain but events that are still to be sealed.
-async fn beyond(db: &mut SqliteConnection, sealed: i64) -> Result<(), Stop> {
+async fn beyond(db: &mut SqliteConnection, begin: i64, sealed: i64) -> Result<(), Stop> {
     let seal = format!("SELECT MIN(position) FROM event_seal WHERE position > {sealed}");
     if let Some(position) = number(db, &seal).await? {
         return Err(Problem::at(position, "sealed, but the checkpoint over it was removed").into());
     }
-    let inserted = "SELECT MIN(p.position) FROM event_position p WHERE p.position < 1";
-    if let Some(position) = number(db, inserted).await? {
+    let inserted = format!("SELECT MIN(p.position) FROM event_position p WHERE p.position <= {begin}");
+    if let Some(position) = number(db, &inserted).await? {
         return Err(Problem::at(position, "inserted: no event has such a position").into());
     }
     let gap = format!(

@@ -16,6 +16,7 @@ use holdfast_control::events::Watch;
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_store::feed::Positioned;
+use holdfast_store::retention::Base;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -44,6 +45,16 @@ pub struct StreamEvent {
     pub timestamp: Timestamp,
     /// Status of the resource at that moment.
     pub state: String,
+}
+
+/// Says that a stream does not begin where it was asked to: events up to a position left for the server's archive.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ArchivedEvent {
+    /// The stream goes on after this position; also the SSE id.
+    pub position: i64,
+    /// Operations that were over before this moment left.
+    #[schema(value_type = String, format = DateTime)]
+    pub over_before: Timestamp,
 }
 
 /// Wait for an operation
@@ -120,7 +131,8 @@ pub async fn events(
 
 /// Stream the events of all operations
 ///
-/// From now on, or after `Last-Event-ID`.
+/// From now on, or after `Last-Event-ID`. Where events after that have left for the archive by age, the first event of the
+/// stream is `archived` (`position`, `over_before`), and the stream goes on after that position.
 #[utoipa::path(get, path = "/holdfast/v1/operations/stream", tag = "Operations", security(("key" = []), ("bearer" = [])), params(
     ("Last-Event-ID" = Option<i64>, Header, description = "Position of the last event that the caller has seen"),
 ), responses(
@@ -148,6 +160,9 @@ fn pieces(watch: Watch, of_one: bool, ended: bool) -> impl Stream<Item = Result<
         if ended {
             return None;
         }
+        if let Some(base) = watch.left.take() {
+            return Some((Ok(archived(base)), (watch, false)));
+        }
         match watch.next().await {
             Ok(event) => {
                 let last = of_one && ends_operation(&event);
@@ -165,6 +180,12 @@ fn pieces(watch: Watch, of_one: bool, ended: bool) -> impl Stream<Item = Result<
 /// `instance.create.end` and `.error` have no step: they are an operation's last word.
 fn ends_operation(event: &Positioned) -> bool {
     event.step.is_none() && !event.event_type.ends_with(".start")
+}
+
+fn archived(base: Base) -> SseEvent {
+    let data = ArchivedEvent { position: base.position, over_before: base.over_before };
+    let data = serde_json::to_string(&data).unwrap_or_default();
+    SseEvent::default().id(base.position.to_string()).event("archived").data(data)
 }
 
 fn frame(event: &Positioned) -> SseEvent {
