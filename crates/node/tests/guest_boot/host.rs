@@ -210,6 +210,24 @@ impl Vm {
         }
     }
 
+    /// The data disk of a VM that is off gets another size.
+    pub fn resize_data(dir: &Path, size: &str) {
+        qemu_img(&["resize", "-q", "-f", "qcow2", &dir.join("data.qcow2").to_string_lossy(), size]);
+    }
+
+    /// Waits until an answer over HTTP holds this.
+    pub fn http_says(&self, port: u16, wanted: &str) {
+        let end = Instant::now() + SOON;
+        loop {
+            let said = get(port);
+            if said.as_ref().is_some_and(|body| body.contains(wanted)) {
+                return;
+            }
+            assert!(Instant::now() < end, "not {wanted:?} but {said:?} on port {port}\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until QEMU has ended by itself.
     pub fn ended(&mut self) {
         let end = Instant::now() + SOON;
@@ -285,18 +303,22 @@ impl Host {
     }
 
     pub fn give_config(&mut self, app_compose: &str, encrypted_env: Option<String>) {
+        self.give(config(1, app_compose, encrypted_env));
+    }
+
+    pub fn give(&mut self, config: Config) {
         self.wait(SOON, "NeedConfig", |m| matches!(m, FromGuest::NeedConfig).then_some(()));
-        self.send(&ToGuest::Config(Box::new(Config {
-            vm_uuid: "2f4a".to_owned(),
-            app_id: "a".repeat(40),
-            instance_id: "b".repeat(40),
-            hostname: "test-vm".to_owned(),
-            app_compose: app_compose.to_owned(),
-            encrypted_env,
-            user_config: None,
-            revision: 1,
-            now: now(),
-        })));
+        self.send(&ToGuest::Config(Box::new(config)));
+    }
+
+    /// Gives another configuration to a guest that runs, unasked, and waits for the end of what it makes of it.
+    pub fn change(&mut self, config: Config) -> GuestState {
+        let revision = config.revision;
+        self.send(&ToGuest::Config(Box::new(config)));
+        self.wait(BOOT, "end of the change", |m| match m {
+            FromGuest::State(s) if s.app_revision == revision && over(s) => Some(s.clone()),
+            _ => None,
+        })
     }
 
     pub fn wait_need_keys(&mut self) {
@@ -310,7 +332,6 @@ impl Host {
 
     /// Waits for the end of the boot: done, or an error.
     pub fn booted(&mut self) -> GuestState {
-        let over = |s: &GuestState| s.boot_progress == "done" || s.boot_error.is_some();
         if !over(&self.state) {
             self.wait(BOOT, "end of boot", |m| matches!(m, FromGuest::State(s) if over(s)).then_some(()));
         }
@@ -323,6 +344,24 @@ impl Host {
             |m: &FromGuest| matches!(m, FromGuest::State(s) if s.shutdown_progress.as_deref() == Some("powering off"));
         self.wait(SOON, "power off", |m| last(m).then_some(()));
         vm.ended();
+    }
+}
+
+fn over(state: &GuestState) -> bool {
+    state.boot_progress == "done" || state.boot_error.is_some()
+}
+
+pub fn config(revision: u64, app_compose: &str, encrypted_env: Option<String>) -> Config {
+    Config {
+        vm_uuid: "2f4a".to_owned(),
+        app_id: "a".repeat(40),
+        instance_id: "b".repeat(40),
+        hostname: "test-vm".to_owned(),
+        app_compose: app_compose.to_owned(),
+        encrypted_env,
+        user_config: None,
+        revision,
+        now: now(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! `HOLDFAST_IMAGE_DIR` and `HOLDFAST_GUEST_AGENT` name what to use instead of building it.
 #![allow(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
+mod change;
 mod host;
 
 use std::fs;
