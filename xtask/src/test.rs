@@ -101,14 +101,14 @@ fn loudly(what: &str, mut command: Command) -> Result<Outcome> {
 }
 
 fn clippy() -> Result<Outcome> {
-    let mut command = cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    let mut command = cargo(&["clippy", "--workspace", "--features", "xtask/ops", "--all-targets", "--", "-D", "warnings"]);
     ui::run_quietly("cargo clippy", &mut command)?;
     Ok(Outcome::Passed)
 }
 
 fn unit(filter: &str) -> Result<Outcome> {
     // Built apart from being run, so that the long part shows progress and the tests' own output stays readable.
-    let tests = ["test", "--workspace", "--exclude", "holdfast-e2e", "--no-fail-fast"];
+    let tests = ["test", "--workspace", "--features", "xtask/ops", "--exclude", "holdfast-e2e", "--no-fail-fast"];
     let agent = artifacts::guest_agent()?;
     let tests = || {
         let mut command = cargo(&tests);
