@@ -156,8 +156,13 @@ fn notes(results: &Results) -> String {
     let mut text = format!("\nThe disk: one page is durable after {p50:.2} ms (p50), {p99:.2} ms (p99).\n");
     if let Some(t) = &results.throughput {
         text += &format!(
-            "\nA create, by the {} of this run: {:.1} events, {:.1} rows inserted, an acceptance and {:.1} decisions.\n",
-            t.count, t.events, t.rows, t.decisions
+            "\nA create, by the {} of this run: {:.1} events, {:.1} rows inserted, an acceptance and {:.1} decisions. \
+             Creates per second in each round, with more CVMs in every next one: {}.\n",
+            t.count,
+            t.events,
+            t.rows,
+            t.decisions,
+            t.rates.iter().map(|rate| number(*rate)).collect::<Vec<_>>().join(", ")
         );
     }
     if let Some(list) = &results.list {

@@ -22,6 +22,8 @@ const AIM: f64 = 750.0;
 
 pub struct Throughput {
     pub count: usize,
+    /// Of each round; there are more CVMs in every next one.
+    pub rates: Vec<f64>,
     // Medians of the rounds.
     pub per_second: f64,
     /// Milliseconds from request to last event.
@@ -69,7 +71,8 @@ pub fn measure(bench: &Bench) -> Result<Throughput> {
     let median = |values: Vec<f64>| Samples::new(values).median();
     Ok(Throughput {
         count: rounds * count,
-        per_second: median(rates),
+        per_second: median(rates.clone()),
+        rates,
         whole: Samples::new(whole),
         cpu_ms: median(cpu),
         events: replay.events(),
