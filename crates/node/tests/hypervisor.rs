@@ -19,12 +19,12 @@ use holdfast_node::record::{Layout, Life, Process, Record, Runtime};
 use support::{real_image, spec, want};
 use tokio::sync::watch;
 
-struct NoKeys;
+struct SomeKeys;
 
 #[async_trait]
-impl KeySource for NoKeys {
+impl KeySource for SomeKeys {
     async fn keys(&self, _uuid: uuid::Uuid) -> Result<Keys, KeyError> {
-        Err(KeyError::Refused)
+        Ok(Keys { env_key: "e1".repeat(32), disk_key: "d1".repeat(32) })
     }
 }
 
@@ -36,6 +36,29 @@ impl LogSink for Text {
     async fn write(&mut self, _channel: u8, data: Bytes) -> bool {
         self.0.extend_from_slice(&data);
         true
+    }
+}
+
+/// What a guest may take to its app on a machine that does other things as well.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// Says vCPUs, megabytes of memory, and gigabytes of the data disk.
+const SIZES: &str =
+    "echo $(nproc) $(free -m | awk '/^Mem/ {print $2}') $(df -BG --output=size /data | tail -n 1 | tr -d ' G')";
+
+/// The first line that the app's script wrote.
+async fn script_log(hypervisor: &dyn Hypervisor, uuid: uuid::Uuid) -> String {
+    let deadline = tokio::time::Instant::now() + BOOT;
+    loop {
+        let mut text = Text::default();
+        let source = LogSource::Container("app".into());
+        hypervisor.logs(uuid, source, LogOptions::default(), &mut text).await.expect("the script's log");
+        let text = String::from_utf8(text.0).expect("text");
+        if text.contains('\n') {
+            return text;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the script says nothing");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -59,6 +82,25 @@ async fn ended(view: &mut watch::Receiver<View>) {
 /// Running, in the first generation.
 fn wanted(spec: &VmSpec) -> Arc<DesiredVm> {
     Arc::new(want(spec, 1, RunState::Running, 1))
+}
+
+/// The same VM with another app, in a newer generation.
+fn changed(spec: &VmSpec, generation: u64, app: &str) -> Arc<DesiredVm> {
+    Arc::new(want(&VmSpec { app_compose: script(app), ..spec.clone() }, generation, RunState::Running, 1))
+}
+
+fn script(text: &str) -> String {
+    serde_json::json!({ "name": "app", "runner": "bash", "bash_script": format!("{text}\nsleep 1000 & wait") })
+        .to_string()
+}
+
+/// The guest has brought up the app of this generation.
+async fn app_up(view: &mut watch::Receiver<View>, generation: u64) {
+    let up = |v: &View| v.guest.app_revision == generation && v.guest.boot_progress.as_deref() == Some("done");
+    let seen =
+        tokio::time::timeout(BOOT, view.wait_for(|v| up(v) || v.guest.boot_error.is_some() || v.ended.is_some()));
+    let seen = seen.await.unwrap_or_else(|_| panic!("no app of generation {generation}")).expect("watched").clone();
+    assert!(up(&seen), "generation {generation}: {seen:?}");
 }
 
 /// Writes the record as the node does before it acts.
@@ -91,6 +133,14 @@ async fn conforms(maker: &dyn Maker) {
     announce(&*hypervisor, &spec, runtime(&second, Life::On));
     assert!(second.view.borrow().ended.is_none());
 
+    // Another app while it runs: the guest takes it over, and the same app again only for its generation.
+    app_up(&mut second.view, 1).await;
+    hypervisor.configure(&changed(&spec, 2, "echo two")).await;
+    app_up(&mut second.view, 2).await;
+    hypervisor.configure(&changed(&spec, 3, "echo two")).await;
+    hypervisor.configure(&changed(&spec, 3, "echo two")).await;
+    app_up(&mut second.view, 3).await;
+
     // Logs can be read while it runs; what is not there has its word.
     let mut text = Text::default();
     hypervisor.logs(spec.uuid, LogSource::Serial, LogOptions::default(), &mut text).await.expect("logs");
@@ -102,8 +152,11 @@ async fn conforms(maker: &dyn Maker) {
     drop(hypervisor);
     let hypervisor = maker.make().await;
     let known = runtime(&second, Life::On);
-    let Adopted::Running(adopted) = hypervisor.adopt(&wanted(&spec), &known).await else { panic!("lost") };
+    let fourth = changed(&spec, 4, "echo four");
+    let Adopted::Running(mut adopted) = hypervisor.adopt(&fourth, &known).await else { panic!("lost") };
     assert_eq!(adopted.process, second.process);
+    // What changed while no node was there goes to the guest now.
+    app_up(&mut adopted.view, 4).await;
     if second.process.is_some() {
         drop(hypervisor);
         let hypervisor = maker.make().await;
@@ -137,8 +190,28 @@ async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Rec
     announce(hypervisor, spec, off.clone());
     assert!(!matches!(hypervisor.adopt(&wanted(spec), &off).await, Adopted::Running(_)));
 
-    // It starts again from its disks.
-    let started = hypervisor.start(&wanted(spec)).await.expect("start after a kill");
+    // It starts again from its disks, larger than before, which may be said twice.
+    let (vcpu, memory_mb, disk_gb) = (spec.vcpu + 1, spec.memory_mb + 256, spec.disk_gb + 2);
+    let spec = &VmSpec { vcpu, memory_mb, disk_gb, app_compose: script(SIZES), ..spec.clone() };
+    for _ in 0..2 {
+        hypervisor.prepare(spec).await.expect("prepare a larger size");
+    }
+    let mut started =
+        hypervisor.start(&Arc::new(want(spec, 5, RunState::Running, 2))).await.expect("start after a kill");
+    app_up(&mut started.view, 5).await;
+    if started.process.is_some() {
+        let sizes = script_log(hypervisor, spec.uuid).await;
+        let numbers: Vec<u64> = sizes.split_whitespace().map(|n| n.parse().expect("a number")).collect();
+        let [cpus, memory, disk] = numbers[..] else { panic!("{sizes:?}") };
+        assert_eq!((cpus, disk), (u64::from(vcpu), disk_gb), "{sizes:?}");
+        assert!(memory > memory_mb * 3 / 4 && memory <= memory_mb, "{sizes:?}");
+    }
+    // A disk does not shrink below what it was made with; the machine that runs does not notice.
+    if started.process.is_some() {
+        let less = VmSpec { disk_gb: spec.disk_gb - 3, ..spec.clone() };
+        let fault = hypervisor.prepare(&less).await.expect_err("a smaller disk");
+        assert_eq!((fault.code, fault.retryable), ("disk_shrink", false));
+    }
     hypervisor.remove(spec.uuid).await.expect("remove while it runs");
     hypervisor.remove(spec.uuid).await.expect("remove again");
     if let Some(process) = started.process {
@@ -183,7 +256,7 @@ impl Maker for MakeQemu {
         let mut config = NodeConfig::new("http://127.0.0.1:1", "t", deep.clone(), self.image_dir.clone());
         config.min_free_disk_gb = 1;
         std::fs::create_dir_all(&deep).expect("mkdir");
-        let hypervisor = Qemu::open(&config, Arc::new(NoKeys)).await.expect("open");
+        let hypervisor = Qemu::open(&config, Arc::new(SomeKeys)).await.expect("open");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         while !hypervisor.health().await.ready {
             assert!(tokio::time::Instant::now() < deadline, "{:?}", hypervisor.health().await);
@@ -192,7 +265,7 @@ impl Maker for MakeQemu {
         Arc::new(hypervisor)
     }
     fn spec(&self) -> VmSpec {
-        spec(&self.image)
+        VmSpec { app_compose: script("echo one"), memory_mb: 768, ..spec(&self.image) }
     }
 }
 

@@ -233,13 +233,29 @@ async fn a_guest_boots_talks_and_shuts_down() {
     let adopted = rig.running(vm.uuid, 1).await;
     assert!(adopted.agent && adopted.boot_progress.as_deref() == Some("done"), "{adopted:?}");
 
-    let mut stop = want(&vm, 2, RunState::Stopped, 1);
+    // Another app goes to the guest that runs; the one after it although the node is killed when it comes.
+    let up = |r: &VmReport, generation| {
+        assert_eq!(r.boot_error, None);
+        r.generation == generation && r.app_revision == generation && r.boot_progress.as_deref() == Some("done")
+    };
+    let mut newer = vm.clone();
+    newer.app_compose = vm.app_compose.replace("app started", "another app started");
+    rig.server.want(want(&newer, 2, RunState::Running, 1));
+    rig.server.until_vm("another app is up", vm.uuid, BOOT, |r| up(r, 2)).await;
+    node.kill().await;
+    newer.app_compose = vm.app_compose.replace("app started", "a third app started");
+    rig.server.want(want(&newer, 3, RunState::Running, 1));
+    let node = RunningNode::start(rig.config());
+    let third = rig.server.until_vm("a third app is up", vm.uuid, BOOT, |r| up(r, 3)).await;
+    assert_eq!((third.started_at, third.boot_epoch, third.restarts), (adopted.started_at, 1, 0), "it was restarted");
+
+    let mut stop = want(&newer, 4, RunState::Stopped, 1);
     stop.stop = StopMode::Graceful { grace_s: 60 };
     rig.server.want(stop);
-    let stopped = rig.server.applied(vm.uuid, 2, Phase::Stopped, Duration::from_secs(50)).await;
+    let stopped = rig.server.applied(vm.uuid, 4, Phase::Stopped, Duration::from_secs(50)).await;
     assert_eq!(stopped.exit_reason.as_deref(), Some("the guest powered itself off"));
     assert_eq!(find(rig.dir.path(), ENV_KEY), Vec::<String>::new(), "a key is on disk");
-    rig.remove(vm.uuid, 3).await;
+    rig.remove(vm.uuid, 5).await;
     node.stop().await.expect("stops");
 }
 

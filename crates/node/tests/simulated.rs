@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_model::node::{LogSource, Outcome, Phase, StreamReply, StreamRequest};
-use holdfast_model::vm::{RunState, StopMode};
+use holdfast_model::node::{LogSource, Outcome, Phase, StreamReply, StreamRequest, VmReport};
+use holdfast_model::vm::{RunState, StopMode, VmSpec};
+use holdfast_node::hypervisor::simulated::FAILING_SERVICE;
 use holdfast_node::{HypervisorKind, NodeConfig};
 use support::{FakeServer, RunningNode, Streamed, spec, want};
 
@@ -94,6 +96,53 @@ async fn a_node_killed_in_any_phase_goes_on_from_its_files() {
         node.kill().await;
     }
     assert_eq!(std::fs::read_dir(dir.path().join("node/simulated")).expect("list").count(), 0);
+}
+
+fn with_services(vm: &VmSpec, services: &str) -> VmSpec {
+    let file = format!("services: {{{services}}}");
+    let app = serde_json::json!({ "name": "app", "runner": "docker-compose", "docker_compose_file": file });
+    VmSpec { app_compose: app.to_string(), ..vm.clone() }
+}
+
+async fn ids(server: &FakeServer, id: u64, vm: &VmSpec) -> BTreeMap<String, String> {
+    let got = server.stream(vec![StreamRequest::Containers { id, vm: vm.uuid }], |got| !got.is_empty()).await;
+    let Streamed::Reply(StreamReply::Containers { containers, .. }) = &got[0] else { panic!("{got:?}") };
+    containers.iter().map(|c| (c.names[0].clone(), c.id.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_takes_another_app_over_or_says_why_not() {
+    let (server, dir) = (FakeServer::start().await, tempfile::tempdir().expect("a folder"));
+    let node = RunningNode::start(config(&server, dir.path(), 20));
+    let vm = with_services(&spec("simulated"), "a: {image: one}, b: {image: one}");
+    let up = |r: &VmReport, generation| r.app_revision == generation && r.boot_progress.as_deref() == Some("done");
+    server.want(want(&vm, 1, RunState::Running, 1));
+    let first = server.until_vm("up", vm.uuid, SOON, |r| up(r, 1)).await;
+    let before = ids(&server, 1, &vm).await;
+
+    let bad = with_services(&vm, &format!("a: {{image: one}}, {FAILING_SERVICE}: {{image: one}}"));
+    server.want(want(&bad, 2, RunState::Running, 1));
+    let failed = server.until_vm("failed", vm.uuid, SOON, |r| r.boot_error.is_some()).await;
+    assert_eq!((failed.generation, failed.app_revision, failed.phase), (2, 2, Phase::Running));
+    assert_eq!(failed.outcome, Outcome::Applied);
+
+    let good = with_services(&vm, "a: {image: one}, b: {image: two}");
+    server.want(want(&good, 3, RunState::Running, 1));
+    let well = server.until_vm("up again", vm.uuid, SOON, |r| up(r, 3)).await;
+    assert_eq!((well.boot_error, well.started_at, well.boot_epoch), (None, first.started_at, 1));
+    let after = ids(&server, 2, &vm).await;
+    assert_eq!(before["/app-a-1"], after["/app-a-1"]);
+    assert_ne!(before["/app-b-1"], after["/app-b-1"]);
+
+    // Wanted while the node is down: told when it is back. The same app again: only its generation is news.
+    node.kill().await;
+    server.want(want(&vm, 4, RunState::Running, 1));
+    let node = RunningNode::start(config(&server, dir.path(), 20));
+    server.until_vm("up after a kill", vm.uuid, SOON, |r| up(r, 4)).await;
+    server.want(want(&vm, 5, RunState::Running, 1));
+    let same = server.until_vm("the same", vm.uuid, SOON, |r| r.generation == 5 && r.app_revision == 5).await;
+    assert_eq!((same.boot_progress.as_deref(), same.started_at), (Some("done"), first.started_at));
+    node.stop().await.expect("stops");
 }
 
 #[tokio::test(flavor = "multi_thread")]
