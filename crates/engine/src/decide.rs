@@ -372,11 +372,13 @@ impl Run<'_> {
         }
     }
 
-    /// A step of an update that waits for what is there already, or for what nobody wants.
+    /// A step of an update that waits for what nobody wants, or for what is there already: a VM that did not have to
+    /// start anew.
     fn is_needless(&self, until: Until) -> bool {
         let unchanged = self.world.change.as_ref().is_none_or(|change| change.effect == Effect::Written);
         let runs = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Running);
-        self.plan.revises() && (unchanged || !runs || self.is_there(until))
+        let waited = self.out.record.sub_operations.len() > 1;
+        self.plan.revises() && (unchanged || !runs || (!waited && self.is_there(until)))
     }
 
     /// The status of a VM that was left running or not, as it was: what was seen of it, or else what it was before.

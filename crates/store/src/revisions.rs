@@ -99,11 +99,8 @@ struct Step {
 }
 
 async fn step_of(tx: &mut Tx, operation: i64) -> Result<Option<Step>, Error> {
-    // Until its own is in force, an operation begins from whatever is.
     sqlx::query_as(
-        "SELECT r.vm_id, r.revision, CASE WHEN v.revision = r.revision THEN COALESCE(r.parent, r.revision)
-            ELSE v.revision END AS \"from\"
-         FROM vm_revision r JOIN vm v ON v.id = r.vm_id WHERE r.operation_id = $1",
+        "SELECT vm_id, revision, COALESCE(parent, revision) AS \"from\" FROM vm_revision WHERE operation_id = $1",
     )
     .bind(operation)
     .fetch_optional(&mut **tx)
@@ -232,15 +229,6 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
         Direction::Forward => revision,
         Direction::Undo => from,
     };
-    if direction == Direction::Forward {
-        sqlx::query("UPDATE vm_revision SET parent = $3 WHERE vm_id = $1 AND revision = $2")
-            .bind(vm_id)
-            .bind(revision)
-            .bind(from)
-            .execute(&mut **tx)
-            .await
-            .map_err(fault)?;
-    }
     sqlx::query(
         "UPDATE vm SET revision = r.revision, name = r.name, instance_type = r.instance_type, vcpu = r.vcpu,
             memory_mb = r.memory_mb, disk_gb = r.disk_gb, image = r.image, os_image_hash = r.os_image_hash,

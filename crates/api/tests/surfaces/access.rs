@@ -22,7 +22,43 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     for rest in ["operations", "operation-status", "composition", "state", "compose_file", "docker-compose.yml"] {
         routes.push(("GET", format!("/cvms/{id}/{rest}")));
     }
+    for rest in ["pre-launch-script", "available-os-images"] {
+        routes.push(("GET", format!("/cvms/{id}/{rest}")));
+    }
+    for rest in ["compose_file", "compose_file/provision"] {
+        routes.push(("POST", format!("/cvms/{id}/{rest}")));
+    }
+    for rest in UPDATES {
+        routes.push(("PATCH", format!("/cvms/{id}{rest}")));
+    }
     routes
+}
+
+const UPDATES: [&str; 10] = [
+    "",
+    "/compose_file",
+    "/docker-compose",
+    "/pre-launch-script",
+    "/resources",
+    "/envs",
+    "/visibility",
+    "/listed",
+    "/name",
+    "/os-image",
+];
+
+/// A body that the route understands.
+fn body(path: &str) -> &'static str {
+    let bodies = [
+        ("/resources", r#"{"vcpu":1}"#),
+        ("/envs", r#"{"encrypted_env":"00"}"#),
+        ("/visibility", r#"{"public_logs":true,"public_sysinfo":true}"#),
+        ("/listed", r#"{"listed":true}"#),
+        ("/name", r#"{"name":"other"}"#),
+        ("/os-image", r#"{"os_image_name":"other"}"#),
+        ("/compose_file", r#"{"compose_hash":"00","compose_file":{"docker_compose_file":"services: {a: {}}"}}"#),
+    ];
+    bodies.into_iter().find(|(end, _)| path.ends_with(end)).map_or("{}", |(_, body)| body)
 }
 
 const OPEN_TO_ALL_KEYS: [(&str, &str); 18] = [
@@ -93,7 +129,7 @@ async fn another_workspace_does_not_exist() {
     for id in &ids {
         for (method, path) in routes(id, vm["app_id"].as_str().expect("an app id")) {
             let request = server.with_key(&key).request(method, &path);
-            let answer = server.send(request.body(Body::empty()).expect("a request")).await;
+            let answer = server.send(request.body(Body::from(body(&path))).expect("a request")).await;
             assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
         }
     }

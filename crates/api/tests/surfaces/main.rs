@@ -1,16 +1,18 @@
 //! The surfaces through HTTP: real store, real worker, and a node that does at once what it is told.
 
 mod access;
+mod audit_log;
 mod bad_input;
 mod deploy;
 mod idempotency;
 mod interventions;
 mod kms;
-mod kms;
+mod lists;
 mod metrics;
 mod node_tokens;
 mod operations;
 mod queue;
 mod shapes;
 mod support;
+mod updates;
 mod watching;

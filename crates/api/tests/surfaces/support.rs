@@ -255,6 +255,14 @@ impl Ask<'_> {
         self.server.send(self.request("DELETE", path).body(Body::empty()).expect("a request")).await
     }
 
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.patch_bytes(path, body.to_string().into_bytes()).await
+    }
+
+    pub async fn patch_bytes(&self, path: &str, body: Vec<u8>) -> Answer {
+        self.server.send(self.request("PATCH", path).body(Body::from(body)).expect("a request")).await
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_bytes(path, body.to_string().into_bytes()).await
     }
