@@ -137,7 +137,7 @@ impl Store {
         Ok(Total::estimate(count, newest - lowest + 1, newest - oldest + 1))
     }
 
-    /// The same for a name prefix, whose ruler is the names.
+    /// The same for a name prefix, whose ruler is the names: of the last one that was reached, half.
     async fn operations_count_by_name(&self, filter: &Filter) -> Result<Total, Error> {
         let mut query = filter.count_by_name("");
         let (count, last): (i64, String) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
@@ -146,7 +146,7 @@ impl Store {
         }
         let mut query = filter.names(&last);
         let (whole, covered): (i64, i64) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
-        Ok(Total::estimate(count, covered, whole))
+        Ok(Total::estimate(count, 2 * covered - 1, 2 * whole))
     }
 
     pub async fn operation(&self, workspace: Option<i64>, uuid: &str) -> Result<Option<Operation>, Error> {
