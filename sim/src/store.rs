@@ -334,6 +334,7 @@ impl Store {
             desired: vm.desired.map(|d| desired(&d)),
             observed,
             node_online,
+            grace: Duration::ZERO,
             change: None,
         };
         Some((op.record.clone(), world))
