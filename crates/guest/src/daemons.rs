@@ -51,6 +51,8 @@ struct Daemons {
     /// Running ones, in the order in which they were started.
     children: Mutex<Vec<(&'static str, Arc<Child>)>>,
     stopping: AtomicBool,
+    /// Somebody keeps dockerd running.
+    docker: AtomicBool,
 }
 
 static DAEMONS: LazyLock<Daemons> = LazyLock::new(Daemons::default);
@@ -62,7 +64,7 @@ pub fn start_containerd() {
     supervise("containerd", &["--config", CONTAINERD_CONFIG, "--log-level", "warn"]);
 }
 
-/// Starts dockerd and waits until it answers. The error holds its last words.
+/// Starts dockerd, if that was not done before, and waits until it answers. The error holds its last words.
 pub fn start_docker(limit: Duration) -> Result<(), String> {
     let end = Instant::now() + limit;
     while !Path::new(CONTAINERD_SOCKET).exists() {
@@ -71,7 +73,9 @@ pub fn start_docker(limit: Duration) -> Result<(), String> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    supervise("dockerd", DOCKERD);
+    if !DAEMONS.docker.swap(true, Ordering::SeqCst) {
+        supervise("dockerd", DOCKERD);
+    }
     loop {
         if engine::request("GET", "/_ping", Duration::from_secs(5)).is_ok_and(|a| a.status == 200) {
             return Ok(());

@@ -125,6 +125,8 @@ struct Channel<'a> {
     handed: u64,
     /// The guest has a configuration; one without any asks for it itself.
     configured: bool,
+    /// Generation that it asked for and was given.
+    asked: u64,
     keys_due: Instant,
     fetching: Option<AbortOnDropHandle<Result<Keys, KeyError>>>,
 }
@@ -149,6 +151,7 @@ impl<'a> Channel<'a> {
             wanted: peer.wanted.clone(),
             handed: 0,
             configured: false,
+            asked: 0,
             keys_due: now,
             fetching: None,
         }
@@ -233,7 +236,10 @@ impl<'a> Channel<'a> {
             }
             FromGuest::HelloAck { .. } => {}
             _ if !self.talking => {}
-            FromGuest::NeedConfig => self.hand_config(),
+            FromGuest::NeedConfig => {
+                self.hand_config();
+                self.asked = self.handed;
+            }
             FromGuest::NeedKeys => self.need_keys(),
             FromGuest::State(state) => {
                 self.state = Some(state);
@@ -255,6 +261,12 @@ impl<'a> Channel<'a> {
     fn take_state(&mut self) {
         let Some(state) = self.state.take() else { return };
         self.state_due = Instant::now() + STATE_SPACING;
+        let wanted = self.wanted.borrow().generation;
+        let app_revision = match state.app_revision {
+            // An agent of an older image does not speak of it. It runs what it was given at its boot, and nothing newer.
+            0 => self.asked.max(self.peer.view.borrow().guest.app_revision),
+            revision => revision,
+        };
         let guest = GuestView {
             agent: true,
             boot_progress: Some(cut(state.boot_progress, WORD)),
@@ -262,7 +274,7 @@ impl<'a> Channel<'a> {
                 .boot_error
                 .map(|e| BootError { step: cut(e.step, WORD), message: cut(e.message, MESSAGE) }),
             // It cannot have applied what it was never given.
-            app_revision: state.app_revision.min(self.wanted.borrow().generation),
+            app_revision: app_revision.min(wanted),
             shutdown_progress: state.shutdown_progress.map(|p| cut(p, WORD)),
         };
         self.peer.view.send_if_modified(|view| {

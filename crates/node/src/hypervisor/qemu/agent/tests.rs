@@ -201,6 +201,18 @@ async fn a_running_guest_is_given_the_newest_app_unasked_and_once() {
         change(&rig, next);
         assert_eq!(configured(&mut guest).await.0, next);
     }
+    // An agent that does not speak of revisions has the one of its boot, whatever came since.
+    let mut old = self::rig();
+    let mut silent = accept(&old).await;
+    silent.greet("booting").await;
+    silent.say(&FromGuest::NeedConfig).await;
+    assert_eq!(configured(&mut silent).await.0, 1);
+    change(&old, 2);
+    assert_eq!(configured(&mut silent).await.0, 2);
+    silent.say(&FromGuest::State(state("done"))).await;
+    progress(&mut old, "done").await;
+    assert_eq!(old.view.borrow().guest.app_revision, 1);
+
     // One that is to be stopped gets nothing: the question after it is answered, the change is not told.
     rig.wanted.send_modify(|wanted| *wanted = Arc::new(DesiredVm { generation: 9, spec: None, ..(**wanted).clone() }));
     rig.agent.line().shutdown(1).await;
