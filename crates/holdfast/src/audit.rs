@@ -1,4 +1,4 @@
-//! `holdfast audit`: is the record the one that was written? Offline; changes nothing, and needs no server.
+//! `holdfast audit`: is the record the one that was written? Offline; changes nothing, and only `log` needs a server.
 //!
 //! Exit codes: 0 the chain holds, 1 it does not (the first bad row is named), 2 there is nothing that can be checked.
 
@@ -19,6 +19,8 @@ use crate::{Common, export, load, refused};
 pub enum Command {
     /// Check that no operation or event was altered, removed or reordered
     Verify(Verify),
+    /// Who asked for what: requests that changed something or were refused, newest first; needs a server
+    Log(crate::lists::AuditLog),
     /// Print the public key that checkpoints are signed for; keep it where the server's operator cannot change it
     PublicKey {
         #[command(flatten)]
@@ -69,6 +71,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             print(&report, options.json, known.public_key.is_some());
             Ok(ExitCode::from(u8::from(report.problem.is_some())))
         }
+        Command::Log(options) => crate::lists::audit_log(options),
         Command::PublicKey { common } => {
             let file = load(&common, Vec::new())?.data_dir()?.join("holdfast.db");
             let key = block_on(async {

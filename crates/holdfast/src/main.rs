@@ -11,6 +11,7 @@ mod client;
 mod config;
 mod export;
 mod image;
+mod lists;
 mod node;
 mod nodes;
 mod ops;

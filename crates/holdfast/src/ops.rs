@@ -9,27 +9,13 @@ use clap::Subcommand;
 use holdfast_model::Timestamp;
 use serde_json::Value;
 
-use crate::client::{Client, block_on, table, text};
+use crate::client::{Client, block_on, text};
 use crate::{Common, refused};
 
 #[derive(Subcommand)]
 pub enum Command {
     /// List operations, newest first
-    List {
-        #[command(flatten)]
-        common: Common,
-        /// At most this many
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=500))]
-        limit: u16,
-        /// pending, running, done, failed, cancelled or stuck
-        #[arg(long)]
-        status: Option<String>,
-        /// UUID of the CVM
-        #[arg(long)]
-        resource: Option<String>,
-        #[arg(long)]
-        json: bool,
-    },
+    List(crate::lists::Operations),
     /// Show one operation with its steps
     Show {
         id: String,
@@ -80,23 +66,7 @@ pub enum Command {
 
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::List { common, limit, status, resource, json } => {
-            let client = Client::new(&common)?;
-            let mut path = format!("/operations?limit={limit}");
-            for (name, value) in [("status", status), ("resource", resource)] {
-                if let Some(value) = value {
-                    let value: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
-                    path.push_str(&format!("&{name}={value}"));
-                }
-            }
-            let answer = block_on(client.get(&path))?;
-            if json {
-                println!("{answer}");
-            } else {
-                println!("{}", list(&answer));
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::List(options) => crate::lists::operations(options),
         Command::Export(options) => crate::export::run(options),
         Command::Show { id, common, json } => {
             let client = Client::new(&common)?;
@@ -161,26 +131,6 @@ async fn wait(client: Client, path: String, limit: Duration, json: bool) -> Resu
     }
 }
 
-fn list(answer: &Value) -> String {
-    let rows: Vec<Vec<String>> = answer["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|operation| {
-            vec![
-                text(operation, "id").to_owned(),
-                text(operation, "operation_type").to_owned(),
-                text(&operation["resource"], "name").to_owned(),
-                text(operation, "status").to_owned(),
-                text(&operation["actor"], "username").to_owned(),
-                text(operation, "created_at").get(..19).unwrap_or_default().to_owned(),
-                operation["duration_ms"].as_i64().map(duration).unwrap_or_default(),
-            ]
-        })
-        .collect();
-    table(&["ID", "OPERATION", "CVM", "STATUS", "BY", "STARTED (UTC)", "TOOK"], &rows)
-}
-
 fn show(operation: &Value) -> String {
     let mut out = headline(operation);
     out.push_str(&format!("\n  id        {}", text(operation, "id")));
@@ -241,7 +191,7 @@ fn step_line(step: &Value, now: Option<Timestamp>) -> String {
     format!("  {mark} {:16} {state:8} {took}", text(step, "name")).trim_end().to_owned()
 }
 
-fn duration(ms: i64) -> String {
+pub fn duration(ms: i64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
         1_000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
