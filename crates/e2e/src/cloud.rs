@@ -39,15 +39,26 @@ impl Cloud {
         Self::embedded(&["--hypervisor", "simulated", "--simulated-step-ms", &step_ms.to_string()])
     }
 
+    /// Simulated VMs, with one key of the configuration, by the name of its variable.
+    pub fn simulated_with(variable: &str, value: &str) -> Self {
+        let set = (variable.to_owned(), value.to_owned());
+        Self::embedded_with(&["--hypervisor", "simulated", "--simulated-step-ms", "1"], vec![set])
+    }
+
     /// Real VMs, node and server in one process.
     pub fn real() -> Self {
         Self::embedded(&[])
     }
 
     fn embedded(args: &[&str]) -> Self {
+        Self::embedded_with(args, Vec::new())
+    }
+
+    fn embedded_with(args: &[&str], env: Vec<(String, String)>) -> Self {
         let folder = short_folder();
         let mut options = Options::new(crate::binary(), folder.path().join("d"));
         options.args = args.iter().map(|a| (*a).to_owned()).collect();
+        options.env = env;
         let server = Server::start(options).expect("the server starts");
         let client = server.client().expect("the first start wrote admin.key");
         Self { node: None, server, client, folder, token: None }

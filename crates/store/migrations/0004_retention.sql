@@ -9,6 +9,6 @@ CREATE TABLE archive (
     ahead TEXT NOT NULL,                     -- JSON list: positions above last_position that left too
     file TEXT NOT NULL,
     archived_at BIGINT NOT NULL,
-    sha256 TEXT,                             -- of the file's lines; null while it is being written
+    sha256 TEXT,                             -- of the lines of the file; null while it is being written
     signature TEXT                           -- Ed25519, in hex; null while it is being written
 );

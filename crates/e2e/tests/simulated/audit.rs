@@ -113,3 +113,44 @@ fn what_is_done_is_sealed_and_what_is_changed_is_named() {
     assert_eq!(spoken.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&spoken.stdout).contains(&operation), "{spoken:?}");
 }
+
+#[test]
+fn what_is_old_leaves_for_an_archive_and_both_parts_are_proven() {
+    let mut cloud = Cloud::simulated_with("HOLDFAST_RETENTION", "2s");
+    let data = cloud.data_dir();
+    let (folder, archive) = (data.to_str().expect("UTF-8").to_owned(), data.join("archive"));
+    let archives = archive.to_str().expect("UTF-8").to_owned();
+    let (_, operation) = cloud.deploy("leaves");
+    let left = until(SOON, "the operation has left", || {
+        let answer = cloud.client.get(&format!("/holdfast/v1/operations/{operation}"))?;
+        let swept = verify(&["--data-dir", &folder]).1["unsealed_events"] == 0;
+        Ok((answer.status == 404 && swept).then_some(answer.text))
+    });
+    assert!(left.expect("it is over and old").contains("archive"));
+    cloud.deploy("stays");
+    cloud.server.stop().expect("it stops");
+
+    let (code, files) = verify(&["--export", &archives]);
+    assert_eq!((code, &files["begins_at"]), (0, &1.into()), "{files}");
+    assert!(files["audit_rows"].as_i64() >= Some(1), "{files}");
+    let head = files["head"].as_str().expect("a head").to_owned();
+    let (code, rest) = verify(&["--data-dir", &folder, "--head", &head]);
+    assert_eq!((code, &rest["holds"]), (0, &true.into()), "{rest}");
+    let last = rest["archived"]["last_position"].as_i64().expect("the signed record");
+    assert_eq!((rest["begins_at"].as_i64(), head.starts_with(&format!("{last}:"))), (Some(last + 1), true), "{rest}");
+    let spoken = holdfast(&["audit", "verify", "--data-dir", &folder]);
+    assert!(String::from_utf8_lossy(&spoken.stdout).contains(".ndjson.gz"), "{spoken:?}");
+    // What the database had before is to be checked in the archive.
+    let early = holdfast(&["audit", "verify", "--data-dir", &folder, "--head", &format!("1:{}", "00".repeat(32))]);
+    assert_eq!(early.status.code(), Some(2), "{early:?}");
+    assert_eq!(verify(&["--export", &archives, "--head", &format!("1:{}", "00".repeat(32))]).0, 1, "another chain");
+
+    // Half an archive is none, and without its record the beginning is missing.
+    let file = std::fs::read_dir(&archive).expect("the archive").next().expect("a file").expect("an entry").path();
+    let whole = std::fs::read(&file).expect("bytes");
+    std::fs::write(&file, &whole[..whole.len() / 2]).expect("written");
+    assert_eq!(verify(&["--export", &archives]).0, 1);
+    sql(&data, "DELETE FROM archive");
+    let (code, report) = verify(&["--data-dir", &folder]);
+    assert_eq!((code, &report["problem"]["position"]), (1, &1.into()), "{report}");
+}
