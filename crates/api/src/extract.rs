@@ -10,16 +10,18 @@ use std::str::FromStr;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use holdfast_control::{Principal, RequestInfo};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Detail, Error};
+use holdfast_model::preview::Rehearsal;
 use holdfast_store::page::{Sort, Term};
 use serde::de::DeserializeOwned;
 
 use crate::App;
+use crate::dry_run;
 use crate::error::Failure;
 
 /// Names a request in answers and in the log.
@@ -151,6 +153,12 @@ impl FromRequestParts<App> for Info {
             .and_then(|text| text.split('-').nth(1))
             .filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
             .map(str::to_owned);
+        let rehearsal: Option<Rehearsal> = parts.extensions.get().cloned();
+        if rehearsal.is_none() && dry_run::is_asked(&parts.uri) {
+            // Not ignored: whoever asks what would happen must not make it happen.
+            let why = "dry_run: this request cannot be tried without doing it.";
+            return Err(Error::new(Code::FeatureMissing, why).into());
+        }
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         let agent = header(&parts.headers, "user-agent").unwrap_or_default();
         Ok(Self(RequestInfo {
@@ -161,6 +169,7 @@ impl FromRequestParts<App> for Info {
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
             idempotency: parts.extensions.get().cloned(),
+            rehearsal,
         }))
     }
 }
@@ -173,12 +182,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
-        let query = parts.uri.query().unwrap_or_default();
-        Ok(Self(url::form_urlencoded::parse(query.as_bytes()).into_owned().collect()))
+        Ok(Self::of(&parts.uri))
     }
 }
 
 impl Params {
+    pub fn of(uri: &Uri) -> Self {
+        Self(url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect())
+    }
+
     /// The last value of a parameter; an empty one counts as absent.
     pub fn text(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().rev().find(|(key, _)| key == name);

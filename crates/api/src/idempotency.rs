@@ -13,6 +13,7 @@ use holdfast_model::compose::sha256_hex;
 use holdfast_model::error::{Code, Error};
 use holdfast_store::idempotency::Key;
 
+use crate::dry_run;
 use crate::error::Failure;
 use crate::extract::{header as text_of, presented_key};
 use crate::{App, BODY_LIMIT};
@@ -23,7 +24,8 @@ const REPLAYED: &str = "idempotency-replayed";
 
 pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Result<Response, Failure> {
     let mutates = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-    if !mutates || !request.headers().contains_key("idempotency-key") {
+    // A dry run takes no key, and is not answered with what really happened under one.
+    if !mutates || !request.headers().contains_key("idempotency-key") || dry_run::is_asked(request.uri()) {
         return Ok(next.run(request).await);
     }
     let key = text_of(request.headers(), "idempotency-key").unwrap_or_default().to_owned();

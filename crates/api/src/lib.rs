@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod dry_run;
 pub mod error;
 pub mod extract;
 pub mod health;

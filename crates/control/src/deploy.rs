@@ -7,6 +7,7 @@ use holdfast_engine::ops;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::{Diff, FieldDiff, Value};
+use holdfast_model::preview::Preview;
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::apps::app_id_is_taken;
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::dry_run::placed;
 use crate::placement::{self, Ask, Policy};
 use crate::{Control, Principal, RequestInfo, catalogue, kms};
 
@@ -150,7 +152,10 @@ impl Control {
         };
         let expires_at = now.plus(PROVISION_LIFETIME);
         provisions::provision_insert(&mut tx, who.workspace_id, &provision, now, expires_at).await?;
-        holdfast_store::commit(tx).await?;
+        let mut filled = node.clone();
+        filled.reserve(wanted.vcpu, wanted.memory_mb, wanted.disk_gb, 1);
+        let preview = Preview { placement: Some(placed(&filled, self.policy())), ..Preview::default() };
+        self.write_end(tx, info, preview).await?;
         Ok(Provisioned {
             app_id,
             compose_hash,
@@ -196,8 +201,7 @@ impl Control {
         let candidates = nodes::nodes_for_placement(&mut tx).await?;
         let node = placement::choose(&candidates, &wanted.ask(published.len()), self.policy())?;
         let taken = vms::ports_taken(&mut tx, node.id).await?;
-        let seed = u64::from_le_bytes(holdfast_trust::random::<8>().map_err(Error::internal)?);
-        let host_ports = placement::ports_choose(node, &taken, published.len(), seed)?;
+        let host_ports = placement::ports_choose(node, &taken, published.len(), port_seed(&app_id)?)?;
         let ports = published.iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
             protocol: "tcp".to_owned(),
             host_address: node.publish_address.clone(),
@@ -246,9 +250,7 @@ impl Control {
         let (operation, _) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
         revision_first(&mut tx, vm_id, Some(operation), now).await?;
         let vm = Store::vm_in(&mut tx, vm_id).await?;
-        holdfast_store::commit(tx).await?;
-        self.metrics.accepted(began.elapsed());
-        self.ring_work();
+        self.accept_end(tx, info, operation, began).await?;
         Ok(vm)
     }
 
@@ -397,6 +399,13 @@ async fn nonce_free(tx: &mut Tx, who: &Principal) -> Result<i64, Error> {
             return Ok(nonce);
         }
     }
+}
+
+/// Where the search for host ports begins. App ids are spread like random numbers; the same one begins at the same
+/// place, so that a dry run names the ports that the deployment gets.
+pub(crate) fn port_seed(app_id: &str) -> Result<u64, Error> {
+    let [a, b, c, d, e, f, g, h, ..] = app_id_bytes(app_id)?;
+    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
 /// 20 bytes in 40 hex digits.

@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apps;
 pub mod audit_log;
 pub mod catalogue;
 pub mod clock;
 pub mod cursor;
 pub mod deploy;
+pub mod dry_run;
 pub mod events;
 pub mod export;
 pub mod history;
@@ -26,6 +28,7 @@ pub mod placement;
 pub mod setup;
 pub mod streams;
 pub mod update;
+pub mod usage;
 pub mod vms;
 
 use std::sync::Arc;

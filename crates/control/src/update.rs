@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use holdfast_engine::revision::{Change, Effect, Revision, Visibility};
-use holdfast_engine::{Plan, decide, ops};
+use holdfast_engine::{Decision, Plan, decide, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::deploy::{check_env, check_name};
+use crate::deploy::{check_env, check_name, port_seed};
 use crate::vms::{check_turn, not_found};
 use crate::{Control, Principal, RequestInfo, catalogue, placement};
 
@@ -178,13 +178,17 @@ impl Control {
         let operation = accept(&mut tx, who, info, &vm, &target, (&next, change.as_ref()), now).await?;
         let allowed_envs_changed = change.as_ref().is_some_and(|change| change.diff.contains_key("allowed_envs"));
         // The claim is held by now, so its first step need not wait for a worker.
-        let told_node = self.begin_in(&mut tx, operation.0, now).await?;
+        let begun = self.begin_in(&mut tx, operation.0, now).await?;
         let vm = Store::vm_in(&mut tx, vm_id).await?;
-        holdfast_store::commit(tx).await?;
-        self.metrics.accepted(began.elapsed());
-        self.ring_work();
-        if told_node {
-            self.ring_desired();
+        if self.accept_end(tx, info, operation.0, began).await?
+            && let Some((plan, decision)) = begun
+        {
+            if decision.record.status.is_terminal() {
+                self.metrics.finished(plan, decision.record.status, now, now);
+            }
+            if decision.desired.is_some() {
+                self.ring_desired();
+            }
         }
         Ok(Updated { vm, operation: operation.1, restarts, allowed_envs_changed })
     }
@@ -218,24 +222,27 @@ impl Control {
         }
         placement::fits_grown(node, [current, &next].map(|r| (r.vcpu, r.memory_mb, r.disk_gb)), self.policy())?;
         if next.compose_hash != current.compose_hash {
-            next.ports = ports(tx, node, current, &AppCompose::parse(&next.compose)?.published()?).await?;
+            let seed = port_seed(&vm.app_id)?;
+            next.ports = ports(tx, node, current, &AppCompose::parse(&next.compose)?.published()?, seed).await?;
         }
         let change = Change::between(current, &next);
         Ok(Admitted { next, change })
     }
 
-    /// Takes the first step of an operation that this transaction accepted. True when desired state changed.
-    async fn begin_in(&self, tx: &mut Tx, operation: i64, now: Timestamp) -> Result<bool, Error> {
+    /// Takes the first step of an operation that this transaction accepted, and says what was decided.
+    async fn begin_in(
+        &self,
+        tx: &mut Tx,
+        operation: i64,
+        now: Timestamp,
+    ) -> Result<Option<(&'static Plan, Decision)>, Error> {
         let claimed = operations::operation_accepted(tx, operation).await?;
         let plan = ops::find(&claimed.operation_type, u32::try_from(claimed.plan_version).unwrap_or(0));
         let loaded = operations::operation_load(tx, &claimed, self.node_patience(), now).await?;
-        let (Some(plan), Some((record, world))) = (plan, loaded) else { return Ok(false) };
+        let (Some(plan), Some((record, world))) = (plan, loaded) else { return Ok(None) };
         let decision = decide(plan, &record, &world, &self.settings.deadlines, now);
         operations::operation_write(tx, &claimed, &decision, now).await?;
-        if decision.record.status.is_terminal() {
-            self.metrics.finished(plan, decision.record.status, claimed.created_at(), now);
-        }
-        Ok(decision.desired.is_some())
+        Ok(Some((plan, decision)))
     }
 }
 
@@ -306,11 +313,11 @@ async fn ports(
     node: &Node,
     current: &Revision,
     published: &BTreeSet<u16>,
+    seed: u64,
 ) -> Result<Vec<PortMapping>, Error> {
     let mut ports: Vec<_> = current.ports.iter().filter(|p| published.contains(&p.vm_port)).cloned().collect();
     let new: Vec<u16> = published.iter().copied().filter(|port| !ports.iter().any(|p| p.vm_port == *port)).collect();
     let taken = vms::ports_taken(tx, node.id).await?;
-    let seed = u64::from_le_bytes(holdfast_trust::random::<8>().map_err(Error::internal)?);
     let host_ports = placement::ports_choose(node, &taken, new.len(), seed)?;
     ports.extend(new.into_iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
         protocol: "tcp".to_owned(),

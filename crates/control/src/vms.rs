@@ -180,9 +180,7 @@ impl Control {
             operation_link_retry(&mut tx, operation, of).await?;
         }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
-        holdfast_store::commit(tx).await?;
-        self.metrics.accepted(began.elapsed());
-        self.ring_work();
+        self.accept_end(tx, info, operation, began).await?;
         Ok(Submitted { vm, operation: Some(uuid) })
     }
 }

@@ -100,6 +100,7 @@ fn info() -> RequestInfo {
         method: "POST".to_owned(),
         path: "/".to_owned(),
         idempotency: None,
+        rehearsal: None,
     }
 }
 

@@ -12,6 +12,7 @@ pub mod hashid;
 pub mod image;
 pub mod node;
 pub mod operation;
+pub mod preview;
 pub mod time;
 pub mod vm;
 

@@ -9,7 +9,7 @@ use crate::tenancy::Principal;
 use crate::{Tx, fault};
 
 /// The request behind a mutation, as the surface saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RequestInfo {
     pub request_id: String,
     /// W3C trace id, when the client sent a `traceparent`.
@@ -21,6 +21,8 @@ pub struct RequestInfo {
     pub path: String,
     /// The client's idempotency key, when it sent one.
     pub idempotency: Option<crate::idempotency::Key>,
+    /// Set: the request is not to be carried out, and what it would do goes there.
+    pub rehearsal: Option<holdfast_model::preview::Rehearsal>,
 }
 
 /// What was asked for, and what became of it.

@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod accept;
+pub mod app_events;
+pub mod app_revisions;
 pub mod apps;
 pub mod audit;
 pub mod audit_log;
@@ -28,11 +30,13 @@ pub mod nodes;
 pub mod operations;
 pub mod parking;
 pub mod page;
+pub mod preview;
 pub mod provisions;
 pub mod queue;
 pub mod retention;
 pub mod revisions;
 pub mod tenancy;
+pub mod usage;
 pub mod verify;
 pub mod vms;
 mod writer;

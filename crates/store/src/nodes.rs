@@ -47,6 +47,14 @@ impl Node {
         from_json(&self.images)
     }
 
+    /// Counts what a VM would take; what it would give back is negative.
+    pub fn reserve(&mut self, vcpu: i64, memory_mb: i64, disk_gb: i64, slots: i64) {
+        self.used_vcpu += vcpu;
+        self.used_memory_mb += memory_mb;
+        self.used_disk_gb += disk_gb;
+        self.used_slots += slots;
+    }
+
     /// Heard of within `patience` microseconds before `now`.
     pub fn is_online(&self, now: Timestamp, patience: i64) -> bool {
         self.last_seen_at >= now.micros() - patience

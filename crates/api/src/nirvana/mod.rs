@@ -10,7 +10,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::App;
+use crate::{App, dry_run};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +34,5 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(operations::get))
         .routes(routes!(audit_logs::list))
         .routes(routes!(audit_logs::get))
-        .routes(routes!(vms::delete))
-        .routes(routes!(vms::restart))
+        .merge(dry_run::routes(OpenApiRouter::new().routes(routes!(vms::delete)).routes(routes!(vms::restart))))
 }

@@ -4,6 +4,7 @@ mod access;
 mod audit_log;
 mod bad_input;
 mod deploy;
+mod dry_run;
 mod idempotency;
 mod interventions;
 mod kms;

@@ -123,6 +123,7 @@ pub fn info() -> RequestInfo {
         method: "POST".to_owned(),
         path: "/".to_owned(),
         idempotency: None,
+        rehearsal: None,
     }
 }
 

@@ -20,32 +20,36 @@ mod watch;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::App;
+use crate::{App, dry_run};
 
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+    let with_dry_run = OpenApiRouter::new()
         .routes(routes!(deploy::provision))
         .routes(routes!(deploy::commit, list::all))
-        .routes(routes!(list::paginated))
         .routes(routes!(detail::get, update::patch, power::delete))
         .routes(routes!(power::start))
         .routes(routes!(power::stop))
         .routes(routes!(power::restart))
-        .routes(routes!(operations::list))
-        .routes(routes!(operation::cancel))
-        .routes(routes!(operation::status))
-        .routes(routes!(composition::get))
-        .routes(routes!(state::get))
-        .routes(routes!(compose_file::get, compose_update::trigger, compose_update::replace))
-        .routes(routes!(compose_file::docker_compose))
-        .routes(routes!(compose_update::provision))
+        .routes(routes!(compose_update::trigger))
         .routes(routes!(compose_update::docker_compose))
-        .routes(routes!(compose_update::pre_launch_script_get, compose_update::pre_launch_script))
+        .routes(routes!(compose_update::pre_launch_script))
         .routes(routes!(resources::patch))
         .routes(routes!(envs::patch))
         .routes(routes!(settings::visibility))
         .routes(routes!(settings::listed))
         .routes(routes!(settings::name))
+        .routes(routes!(os_image::patch));
+    OpenApiRouter::new()
+        .merge(dry_run::routes(with_dry_run))
+        .routes(routes!(list::paginated))
+        .routes(routes!(operations::list))
+        .routes(routes!(operation::cancel))
+        .routes(routes!(operation::status))
+        .routes(routes!(composition::get))
+        .routes(routes!(state::get))
+        .routes(routes!(compose_file::get, compose_update::replace))
+        .routes(routes!(compose_file::docker_compose))
+        .routes(routes!(compose_update::provision))
+        .routes(routes!(compose_update::pre_launch_script_get))
         .routes(routes!(os_image::available))
-        .routes(routes!(os_image::patch))
 }

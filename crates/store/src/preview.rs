@@ -1,0 +1,56 @@
+//! What an accepted operation comes to, read in the transaction that accepted it.
+
+use holdfast_engine::{Plan, ops};
+use holdfast_model::error::Error;
+use holdfast_model::operation::Diff;
+use holdfast_model::vm::VmStatus;
+
+use crate::nodes::{Node, nodes_for_placement};
+use crate::{Tx, fault, from_json};
+
+/// An operation that was just accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    pub plan: Option<&'static Plan>,
+    pub diff: Diff,
+    /// The node of its VM, with what is reserved on it once the operation is done.
+    pub node: Option<Node>,
+    /// Public id of the operation that it waits for.
+    pub waits_for: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    operation_type: String,
+    plan_version: i64,
+    diff: String,
+    node_id: i64,
+    vcpu: i64,
+    memory_mb: i64,
+    disk_gb: i64,
+    waits_for: Option<String>,
+}
+
+/// Reads an operation on a VM back.
+pub async fn operation_read(tx: &mut Tx, operation: i64) -> Result<Accepted, Error> {
+    let row: Row = sqlx::query_as(
+        "SELECT o.operation_type, o.plan_version, o.diff, v.node_id, v.vcpu, v.memory_mb, v.disk_gb,
+            (SELECT MIN(holder.uuid) FROM operation_resource mine
+                JOIN operation_resource other ON other.kind = mine.kind AND other.resource_id = mine.resource_id
+                    AND other.held
+                JOIN operation holder ON holder.id = other.operation_id
+                WHERE mine.operation_id = o.id AND mine.waiting) AS waits_for
+         FROM operation o JOIN vm v ON v.id = o.resource_id WHERE o.id = $1",
+    )
+    .bind(operation)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)?;
+    let plan = ops::find(&row.operation_type, u32::try_from(row.plan_version).unwrap_or(0));
+    let mut node = nodes_for_placement(tx).await?.into_iter().find(|node| node.id == row.node_id);
+    if let Some(node) = node.as_mut().filter(|_| plan.is_some_and(|plan| plan.target == VmStatus::Deleted)) {
+        // What it holds is given back by its last step.
+        node.reserve(-row.vcpu, -row.memory_mb, -row.disk_gb, -1);
+    }
+    Ok(Accepted { plan, diff: from_json(&row.diff)?, node, waits_for: row.waits_for })
+}
