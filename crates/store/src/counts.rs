@@ -39,8 +39,8 @@ impl Store {
         .await
         .map_err(fault)?;
         let events_unsealed = sqlx::query_scalar(
-            "SELECT (SELECT COALESCE(MAX(position), 0) FROM event_position)
-                - (SELECT COALESCE(MAX(last_position), 0) FROM checkpoint)",
+            "SELECT COUNT(*) FROM event_position
+             WHERE position > (SELECT COALESCE(MAX(last_position), 0) FROM checkpoint)",
         )
         .fetch_one(self.read())
         .await
