@@ -68,7 +68,10 @@ pub fn run(words: &[&str]) -> Result<()> {
                 crash::run(&[])?;
                 Ok(Outcome::Passed)
             }
-            "simulated" => end_to_end("simulated", filter, product.binary()?),
+            "simulated" => {
+                clients()?;
+                end_to_end("simulated", filter, product.binary()?)
+            }
             "real" => {
                 clients()?;
                 end_to_end("real", filter, product.binary()?)

@@ -52,7 +52,22 @@ impl Template {
         cloud.server.stop()?;
         let db = Connection::open(folder.join("holdfast.db"))?;
         let schema = db.query_row("SELECT MAX(version) FROM _sqlx_migrations", [], |row| row.get(0))?;
-        Ok(Self { folder, schema })
+        let template = Self { folder, schema };
+        template.forget_others(bench)?;
+        Ok(template)
+    }
+
+    /// Removes the pasts of other schemas: nothing reads them again.
+    fn forget_others(&self, bench: &Bench) -> Result<()> {
+        let ours = format!("schema-{}-", self.schema);
+        for entry in fs::read_dir(&bench.cache)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with("schema-") && !name.starts_with(&ours)) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// A data folder with at least that many events, all sealed; made once and kept in the build folder.
@@ -249,6 +264,7 @@ impl<'a> Generator<'a> {
                 ("id", Value::Integer(ids.audit)),
                 ("uuid", Value::Text(self::uuid(-ids.audit))),
                 ("operation_id", operation.clone()),
+                ("operation_uuid", uuid.clone()),
                 ("target_id", Value::Text(vm_uuid.clone())),
             ];
             past.audit.insert(self.db, &past.audit.changed(row, later, &changes))?;

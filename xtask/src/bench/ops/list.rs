@@ -1,7 +1,7 @@
 //! Figures 3 and 6: a page of 50 operations with their events over HTTP, however long the past is.
 //!
-//! The one rule: page and statement are asked in turn, so that whatever the machine does meanwhile happens to both. The
-//! statement is the server's own, prepared once, with every column read: the operations of a page, then their events.
+//! The one rule: pages of all pasts and their statements are asked in turn, so that whatever the machine does meanwhile
+//! happens to all of them. The statement is the server's own, prepared once, with every column read: the operations of a page, then their events.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -19,7 +19,6 @@ use super::http::Connection;
 use super::{Bench, Line};
 use crate::bench::accept::milliseconds;
 use crate::bench::stats::Samples;
-use crate::ui;
 
 const LIMIT: usize = 50;
 const PAGE: &str = "/holdfast/v1/operations?limit=50";
@@ -54,54 +53,70 @@ pub struct List {
 pub fn measure(bench: &Bench, template: &Template) -> Result<List> {
     let lengths: &[i64] = if bench.quick { &[10_000, 100_000] } else { &[10_000, 100_000, 1_000_000, 10_000_000] };
     let asked = if bench.quick { 300 } else { 2000 };
-    let mut sizes = Vec::new();
-    for events in lengths {
-        let folder = template.kept(bench, *events)?;
-        let statement = Statement::open(&folder.join("holdfast.db"))?;
-        let mut cloud = Cloud::without_node(&bench.binary, &folder)?;
-        let (page, bare) = bench.runtime.block_on(in_turn(&cloud, &statement, PAGE, None, asked))?;
-        ui::say(format!("  {events} events: page p50 {:.2} ms, statement p50 {:.2} ms", page.median(), bare.median()));
-        sizes.push(Size { events: *events, page, statement: bare });
-        if Some(events) != lengths.last() {
-            cloud.server.stop()?;
-            continue;
+    let folders = lengths.iter().map(|events| template.kept(bench, *events)).collect::<Result<Vec<_>>>()?;
+    let clouds = folders.iter().map(|folder| Cloud::without_node(&bench.binary, folder));
+    let mut clouds = clouds.collect::<Result<Vec<_>>>()?;
+    let (Some(longest), Some(folder)) = (clouds.last(), folders.last()) else { bail!("no length was asked for") };
+    let file = folder.join("holdfast.db");
+    let list = bench.runtime.block_on(async {
+        let mut probes = Vec::new();
+        for (cloud, folder) in clouds.iter().zip(&folders) {
+            probes.push(Probe::new(cloud, &folder.join("holdfast.db"), PAGE.to_owned(), None).await?);
         }
-        let list = bench.runtime.block_on(async {
-            let (deep_page, path, place) = deep(&cloud, &statement).await?;
-            let (deep, deep_statement) = in_turn(&cloud, &statement, &path, Some(place), asked).await?;
-            let (rate, page_bytes) = rate(&cloud, asked * 2).await?;
-            let statement_rate = statement_rate(&folder.join("holdfast.db"), asked * 2)?;
-            anyhow::Ok(List { sizes, deep_page, deep, deep_statement, rate, statement_rate, page_bytes })
+        let (deep_page, path, place) = deep(longest, &Statement::open(&file)?).await?;
+        probes.push(Probe::new(longest, &file, path, Some(place)).await?);
+        for round in 0..asked + asked / 10 {
+            for probe in &mut probes {
+                probe.ask(round >= asked / 10).await?;
+            }
+        }
+        let (rate, page_bytes) = rate(longest, asked * 2).await?;
+        let statement_rate = statement_rate(&file, asked * 2)?;
+        let (deep, deep_statement) = probes.pop().context("a deep page was asked for")?.samples();
+        let sizes = lengths.iter().zip(probes).map(|(events, probe)| {
+            let (page, statement) = probe.samples();
+            Size { events: *events, page, statement }
         });
-        cloud.server.stop()?;
-        return list;
-    }
-    bail!("no length was asked for")
+        let sizes = sizes.collect();
+        anyhow::Ok(List { sizes, deep_page, deep, deep_statement, rate, statement_rate, page_bytes })
+    });
+    clouds.iter_mut().try_for_each(|cloud| cloud.server.stop().map(drop))?;
+    list
 }
 
-async fn in_turn(
-    cloud: &Cloud,
-    statement: &Statement,
-    path: &str,
+/// A page of one past, and the statement that reads the same.
+struct Probe {
+    connection: Connection,
+    path: String,
+    statement: Statement,
     place: Option<Place>,
-    asked: usize,
-) -> Result<(Samples, Samples)> {
-    let mut connection = Connection::open(&cloud.target).await?;
-    let (mut page, mut bare) = (Vec::new(), Vec::new());
-    let warm = asked / 10;
-    for round in 0..asked + warm {
-        let start = Instant::now();
-        connection.get(path).await?;
-        let one = milliseconds(start);
-        let start = Instant::now();
-        statement.page(place)?;
-        let other = milliseconds(start);
-        if round >= warm {
-            page.push(one);
-            bare.push(other);
-        }
+    page: Vec<f64>,
+    bare: Vec<f64>,
+}
+
+impl Probe {
+    async fn new(cloud: &Cloud, file: &Path, path: String, place: Option<Place>) -> Result<Self> {
+        let (connection, statement) = (Connection::open(&cloud.target).await?, Statement::open(file)?);
+        Ok(Self { connection, path, statement, place, page: Vec::new(), bare: Vec::new() })
     }
-    Ok((Samples::new(page), Samples::new(bare)))
+
+    async fn ask(&mut self, counts: bool) -> Result<()> {
+        let start = Instant::now();
+        self.connection.get(&self.path).await?;
+        let page = milliseconds(start);
+        let start = Instant::now();
+        self.statement.page(self.place)?;
+        let bare = milliseconds(start);
+        if counts {
+            self.page.push(page);
+            self.bare.push(bare);
+        }
+        Ok(())
+    }
+
+    fn samples(self) -> (Samples, Samples) {
+        (Samples::new(self.page), Samples::new(self.bare))
+    }
 }
 
 /// Walks the cursors to page 10,000, or as far as nine tenths of a shorter past, in the largest steps that there are.
