@@ -139,6 +139,9 @@ fn show(operation: &Value) -> String {
     if let Some(ms) = operation["duration_ms"].as_i64() {
         out.push_str(&format!("\n  took      {}", duration(ms)));
     }
+    if let Some(before) = operation["waiting_for"].as_str() {
+        out.push_str(&format!("\n  waits for {before}"));
+    }
     for (field, change) in operation["changes"].as_object().into_iter().flatten() {
         let side = |name: &str| if change[name].is_null() { "-".to_owned() } else { change[name].to_string() };
         out.push_str(&format!("\n  changes   {field}: {} -> {}", side("from"), side("to")));
