@@ -94,7 +94,7 @@ impl Replay {
         self.mean(|o| o.moments.iter().map(Vec::len).sum())
     }
 
-    /// Rows that are inserted per operation, on average, without positions.
+    /// Rows that are inserted per operation, on average, with desired and observed state.
     pub fn rows(&self) -> f64 {
         self.mean(|o| o.accepted.len() + 2 * o.moments.iter().map(Vec::len).sum::<usize>()) + 2.0
     }
