@@ -2,7 +2,7 @@
 //!
 //! The one rule: an accepted mutation is written down by the transaction that accepts it, before any effect; a refused one
 //! has none, so it is written here, after its answer is known and without its body. A caller without a valid key is
-//! nobody, and is in the log of requests only.
+//! nobody, and is in the log of requests only; a rehearsal (`dry_run`) is no mutation, so its refusal is none either.
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::Method;
@@ -20,6 +20,7 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resp
     let info = Info::from_request_parts(&mut parts, &app).await;
     let response = next.run(Request::from_parts(parts, body)).await;
     let status = response.status();
+    // There is none for a rehearsal.
     if let Ok(Info(info)) = info
         && (status.is_client_error() || status.is_server_error())
         && let Ok(who) = app.control.authenticate(&key).await
