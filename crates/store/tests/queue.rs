@@ -10,7 +10,7 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::node::{Outcome, Phase};
 use holdfast_model::operation::{Status, Value};
 use holdfast_model::vm::{RunState, VmStatus};
-use holdfast_store::accept::{IfBusy, vm_operation_accept};
+use holdfast_store::accept::{IfBusy, Touch, vm_operation_accept};
 use holdfast_store::history::Operation;
 use holdfast_store::interventions::{operation_abandon, operation_cancel};
 use holdfast_store::operations::{operation_load, operation_write};
@@ -132,6 +132,35 @@ impl Bench {
         let mut tx = self.world.store.begin().await.expect("a transaction");
         operation_cancel(&mut tx, row, "ann", now).await.expect("cancelled");
         commit(tx).await.expect("a commit");
+    }
+
+    /// Another VM, which its create holds.
+    async fn vm(&self, name: &str, port: u16) -> (i64, String) {
+        let (vm, _) = self.world.create(name, port).await.expect("a VM");
+        (vm, self.world.store.vm(vm).await.expect("a query").expect("the VM").uuid)
+    }
+
+    /// The create of a VM ends.
+    async fn comes_up(&mut self, uuid: &str) {
+        self.work().await;
+        let (seen, now) = (report(uuid, 1, Phase::Running), self.tick());
+        let mut tx = self.world.store.begin().await.expect("a transaction");
+        desired::reports_write(&mut tx, self.world.node, &[seen], now).await.expect("a report");
+        commit(tx).await.expect("a commit");
+        self.work().await;
+    }
+
+    /// An operation on a VM that claims another one too.
+    async fn ask_two(&mut self, (vm, uuid): &(i64, String), other: i64) -> Uuid {
+        let now = self.tick();
+        let mut tx = self.world.store.begin().await.expect("a transaction");
+        let mut submit = world::submit(*vm, uuid, "one");
+        (submit.plan, submit.if_busy) = (&ops::VM_RESTART, QUEUE);
+        submit.status_before = VmStatus::Running;
+        submit.touches = vec![Touch { kind: "vm", id: other, role: "target" }];
+        let accepted = vm_operation_accept(&mut tx, &self.world.who, &world::info(), submit, now).await;
+        commit(tx).await.expect("a commit");
+        accepted.expect("accepted").1
     }
 
     /// As when an undo of it was refused.
@@ -396,37 +425,42 @@ async fn a_start_of_the_server_keeps_the_line() {
 
 #[tokio::test]
 async fn an_operation_takes_all_its_claims_or_none() {
-    use holdfast_store::accept::Touch;
     let mut bench = Bench::new().await;
-    let (other, _) = bench.world.create("two", 20_001).await.expect("a VM");
-    let other_uuid = bench.world.store.vm(other).await.expect("a query").expect("the VM").uuid;
-    let now = bench.tick();
-    // `one` is held, `two` is held by its create: the second operation needs both.
+    let (one, two) = ((bench.vm, bench.uuid.clone()), bench.vm("two", 20_001).await);
+    // `one` is held by the first, `two` by its create: the second operation needs both.
     let first = bench.queue(&ops::VM_RESTART).await;
-    let mut tx = bench.world.store.begin().await.expect("a transaction");
-    let mut submit = world::submit(bench.vm, &bench.uuid, "one");
-    (submit.plan, submit.if_busy) = (&ops::VM_RESTART, QUEUE);
-    submit.touches = vec![Touch { kind: "vm", id: other, role: "target" }];
-    let (_, both) = vm_operation_accept(&mut tx, &bench.world.who, &world::info(), submit, now).await.expect("waits");
-    commit(tx).await.expect("a commit");
+    let both = bench.ask_two(&one, two.0).await;
     // Whoever comes after it waits behind it, for each of its resources.
-    let behind = ask(&bench.world, other, &other_uuid, &ops::VM_DELETE, QUEUE, now).await.expect("waits");
+    let now = bench.tick();
+    let behind = ask(&bench.world, two.0, &two.1, &ops::VM_DELETE, QUEUE, now).await.expect("waits");
     bench.settle().await;
     assert_eq!(bench.statuses(&[first, both, behind]).await, [Status::Done, Status::Pending, Status::Pending]);
-    assert_eq!(bench.world.count("operation_resource WHERE held").await, 1, "only the create of `two` holds anything");
+    assert_eq!(bench.world.count("operation_resource WHERE held").await, 1, "only the create of `two`");
     let refused = bench.ask(&ops::VM_RESTART, IfBusy::Refuse).await.expect_err("somebody waits for it");
     assert_eq!(refused.code, Code::Busy);
-    // The create is given up: then it is the turn of the one that needs both, and after it of the delete.
-    let seen = report(&other_uuid, 1, Phase::Running);
-    let now = bench.tick();
-    let mut tx = bench.world.store.begin().await.expect("a transaction");
-    desired::reports_write(&mut tx, bench.world.node, &[seen], now).await.expect("a report");
-    commit(tx).await.expect("a commit");
-    bench.work().await;
+    bench.comes_up(&two.1).await;
     assert_eq!(bench.world.count("operation_resource WHERE held").await, 2, "both at once");
     bench.settle().await;
-    assert_eq!(bench.status(both).await, Status::Done);
-    assert_eq!(bench.status(behind).await, Status::Running);
+    assert_eq!(bench.statuses(&[both, behind]).await, [Status::Done, Status::Running]);
+}
+
+#[tokio::test]
+async fn nobody_is_overtaken_at_a_claim_that_is_free() {
+    let mut bench = Bench::new().await;
+    let two = bench.vm("two", 20_001).await;
+    bench.comes_up(&two.1).await;
+    // `three` is still being created, so `a` waits for it, and has not taken `two` either.
+    let three = bench.vm("three", 20_002).await;
+    let a = bench.ask_two(&two, three.0).await;
+    let first = bench.queue(&ops::VM_RESTART).await;
+    let one = (bench.vm, bench.uuid.clone());
+    let b = bench.ask_two(&one, two.0).await;
+    bench.settle().await;
+    assert_eq!(bench.statuses(&[first, a, b]).await, [Status::Done, Status::Pending, Status::Pending]);
+    assert_eq!(bench.world.count("operation_resource WHERE held").await, 1, "only the create of `three`");
+    bench.comes_up(&three.1).await;
+    assert_eq!(bench.world.count("operation_resource WHERE held").await, 2, "`a` took both of its claims");
+    assert_eq!((bench.waits_for(a).await, bench.waits_for(b).await), (None, Some(a)));
 }
 
 #[tokio::test]
