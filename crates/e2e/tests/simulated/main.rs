@@ -5,4 +5,7 @@ mod bad_input;
 mod crashes;
 mod history;
 mod identifiers;
+mod lists;
+mod operating;
 mod serving;
+mod updates;
