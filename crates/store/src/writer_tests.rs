@@ -167,6 +167,6 @@ async fn a_closed_writer_refuses_and_keeps_what_was_committed() {
     put(&mut lost, 2).await;
     drop(lost);
     bench.writer.close().await;
-    assert_eq!(bench.writer.begin().await.map(drop).map_err(|e| e.code), Err(Code::Internal));
+    assert_eq!(bench.writer.begin().await.map(drop).map_err(|e| e.code), Err(Code::Unavailable));
     assert_eq!(rows(&mut bench.reader).await, [1]);
 }
