@@ -95,6 +95,7 @@ codes! {
     KmsMissing        = "HF-0140", 404, Some("ERR-02-011"), "See GET /api/v1/kms for what there is.";
     AppIdInvalid      = "HF-0141", 400, None, "Send 40 hex digits, with or without 0x before them.";
     RevisionNotFound  = "HF-0142", 404, None, "List the app's revisions to see what there is.";
+    RangeInvalid      = "HF-0143", 400, None, "Ask for a shorter time, or for one that ends after it begins.";
 
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";

@@ -31,6 +31,16 @@ pub struct Filter {
     pub region: Option<String>,
 }
 
+/// What some living CVM is, in the words that [`Filter`] takes.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct FilterOption {
+    pub status: String,
+    pub image: String,
+    pub instance_type: Option<String>,
+    pub node: String,
+    pub region: Option<String>,
+}
+
 impl Filter {
     fn push(&self, query: &mut QueryBuilder<Db>, workspace: i64) {
         query.push(" FROM app a WHERE a.workspace_id = ").push_bind(workspace);
@@ -114,6 +124,28 @@ impl Store {
 }
 
 impl Store {
+    /// An app of a workspace by its internal key.
+    pub async fn app_by_row(&self, workspace: i64, id: i64) -> Result<Option<App>, Error> {
+        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND id = $2")
+            .bind(workspace)
+            .bind(id)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+
+    /// What the living CVMs of a workspace are, each combination once.
+    pub async fn app_filter_options(&self, workspace: i64) -> Result<Vec<FilterOption>, Error> {
+        sqlx::query_as(
+            "SELECT DISTINCT v.status, v.image, v.instance_type, n.name AS node, n.region FROM vm v
+             JOIN node n ON n.id = v.node_id WHERE v.workspace_id = $1 AND v.deleted_at IS NULL",
+        )
+        .bind(workspace)
+        .fetch_all(self.read())
+        .await
+        .map_err(fault)
+    }
+
     /// The nonce that the workspace's next app gets unless its id is taken.
     pub async fn next_nonce(&self, workspace: i64) -> Result<i64, Error> {
         sqlx::query_scalar("SELECT next_nonce FROM workspace WHERE id = $1")

@@ -7,6 +7,7 @@ use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use sqlx::QueryBuilder;
 
 use crate::tenancy::Principal;
+use crate::usage::usage_note;
 use crate::{Db, Store, Tx, fault, from_json, is_duplicate, json, stored};
 
 /// A CVM with everything the surfaces show of it.
@@ -54,6 +55,7 @@ pub struct Vm {
     pub public_tcbinfo: Option<bool>,
     restart_policy: String,
     pub created_at: i64,
+    pub updated_at: i64,
     pub deleted_at: Option<i64>,
     report: Option<String>,
     /// The operation that holds the CVM's claim now.
@@ -93,7 +95,7 @@ const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid
         u.username AS creator_name, v.name, v.instance_id, v.status, v.instance_type, v.vcpu, v.memory_mb, v.disk_gb,
         v.image, v.os_image_hash, v.compose_hash, c.content AS compose, v.encrypted_env, v.env_names, v.user_config,
         v.listed, v.revision, v.public_logs, v.public_sysinfo, v.public_tcbinfo, v.restart_policy, v.created_at,
-        v.deleted_at, o.report, op.uuid AS operation_uuid, op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
+        v.updated_at, v.deleted_at, o.report, op.uuid AS operation_uuid, op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
      FROM vm v
      JOIN workspace w ON w.id = v.workspace_id
      JOIN project p ON p.id = v.project_id
@@ -378,8 +380,8 @@ pub(crate) async fn vm_set_status(tx: &mut Tx, id: i64, status: VmStatus, now: T
         .bind(now.micros())
         .execute(&mut **tx)
         .await
-        .map(drop)
-        .map_err(fault)
+        .map_err(fault)?;
+    usage_note(tx, id, status, now).await
 }
 
 /// Ends a CVM's life: ports and name are free, capacity counts no more. Called when its node has nothing left of it, so

@@ -34,9 +34,14 @@ pub struct Wanted {
 impl Wanted {
     /// Reads `page` (1) and `page_size` (`default_size`, at most [`LARGEST`]).
     pub fn read(params: &Params, default_size: i64) -> Result<Self, Error> {
+        Self::read_up_to(params, default_size, LARGEST)
+    }
+
+    /// The same where a page may have more.
+    pub fn read_up_to(params: &Params, default_size: i64, largest: i64) -> Result<Self, Error> {
         // Far enough for any list, and far from where the offset overflows.
         let page = params.integer("page", 1, i64::from(i32::MAX))?.unwrap_or(1);
-        let size = params.integer("page_size", 1, LARGEST)?.unwrap_or(default_size);
+        let size = params.integer("page_size", 1, largest)?.unwrap_or(default_size);
         Ok(Self { page, size })
     }
 

@@ -6,11 +6,20 @@ use serde_json::json;
 
 use crate::support::{NEWEST, Server, V2025, V2026, provision};
 
+const NO_REVISION: &str = "0b6f3c7e-8a53-4d6c-9a3e-5f1f0b6f3c7e-1";
+
 /// Every route with the ids of one CVM filled in.
 fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     let mut routes = vec![
         ("GET", format!("/apps/{app}")),
         ("GET", format!("/apps/{app}/cvms")),
+        ("GET", format!("/apps/{app}/device-allowlist")),
+        ("GET", format!("/apps/{app}/events")),
+        ("GET", format!("/apps/{app}/usage")),
+        ("GET", format!("/apps/{app}/revisions")),
+        ("GET", format!("/apps/{app}/revisions/{NO_REVISION}")),
+        ("POST", format!("/apps/{app}/revisions/{NO_REVISION}/redeploy")),
+        ("POST", format!("/cvms/{id}/revisions/{NO_REVISION}/redeploy")),
         ("GET", "/workspaces/default".to_owned()),
         ("GET", "/workspaces/default/nodes".to_owned()),
         ("GET", format!("/cvms/{id}")),
@@ -61,7 +70,7 @@ fn body(path: &str) -> &'static str {
     bodies.into_iter().find(|(end, _)| path.ends_with(end)).map_or("{}", |(_, body)| body)
 }
 
-const OPEN_TO_ALL_KEYS: [(&str, &str); 18] = [
+const OPEN_TO_ALL_KEYS: [(&str, &str); 19] = [
     ("GET", "/auth/me"),
     ("GET", "/workspaces"),
     ("GET", "/teepods/available"),
@@ -75,6 +84,7 @@ const OPEN_TO_ALL_KEYS: [(&str, &str); 18] = [
     ("GET", "/kms/phala/next_app_id"),
     ("GET", "/kms/phala/pubkey/0000000000000000000000000000000000000000"),
     ("GET", "/apps"),
+    ("GET", "/apps/filter-options"),
     ("GET", "/cvms"),
     ("GET", "/cvms/paginated"),
     ("POST", "/status/batch"),

@@ -1,6 +1,7 @@
 //! The surfaces through HTTP: real store, real worker, and a node that does at once what it is told.
 
 mod access;
+mod apps;
 mod audit_log;
 mod bad_input;
 mod deploy;

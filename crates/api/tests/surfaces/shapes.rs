@@ -240,7 +240,8 @@ async fn apps() {
         let list = server.at(version).get("/apps?page=1&page_size=50").await.expect(200);
         check(&list, true, "dstack_apps:list page:int page_size:int total:int total_pages:int");
         let app = &list["dstack_apps"][0];
-        check(app, true, shape);
+        let workspace = if version == V2025 { " team_name:text team_slug:text" } else { "" };
+        check(app, true, &format!("{shape}{workspace}"));
         assert_eq!((&app["name"], &app["cvm_count"]), (&json!("second-app"), &json!(1)));
         match version {
             V2025 => check(
@@ -248,7 +249,7 @@ async fn apps() {
                 true,
                 "vm_uuid:text? app_id:text name:text status:text vcpu:int memory:int disk_size:int teepod_id:int
                  teepod_name:text region_identifier:text? kms_type:text? kms_slug:text? kms_id:kms_ instance_type:text?
-                 listed:bool? base_image:text? instance_id:text?",
+                 listed:bool? base_image:text? instance_id:text? machine_info:object updated_at:time",
             ),
             _ => check_info(&app["current_cvm"]),
         }

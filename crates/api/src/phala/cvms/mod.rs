@@ -14,7 +14,7 @@ mod power;
 mod resources;
 mod settings;
 mod state;
-mod update;
+pub mod update;
 mod watch;
 
 use utoipa_axum::router::OpenApiRouter;

@@ -116,6 +116,20 @@ pub struct AppCvmBasicInfo {
     pub listed: Option<bool>,
     pub base_image: Option<String>,
     pub instance_id: Option<String>,
+    pub machine_info: Option<MachineInfo>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub updated_at: Option<Timestamp>,
+}
+
+/// The size of a CVM.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MachineInfo {
+    pub vcpu: i64,
+    /// MB.
+    pub memory: i64,
+    /// GB.
+    pub disk_size: i64,
+    pub gpu_count: i64,
 }
 
 impl AppCvmBasicInfo {
@@ -139,6 +153,13 @@ impl AppCvmBasicInfo {
             listed: Some(vm.listed),
             base_image: Some(vm.image.clone()),
             instance_id: Some(vm.instance_id.clone()),
+            machine_info: Some(MachineInfo {
+                vcpu: vm.vcpu,
+                memory: vm.memory_mb,
+                disk_size: vm.disk_gb,
+                gpu_count: 0,
+            }),
+            updated_at: Some(Timestamp(vm.updated_at)),
         }
     }
 }
