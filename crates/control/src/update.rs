@@ -16,7 +16,7 @@ use holdfast_engine::{Decision, Plan, decide, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
-use holdfast_model::vm::{PortMapping, RunState, StopMode};
+use holdfast_model::vm::{PortMapping, RunState, StopMode, VmStatus};
 use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::history::Operation;
 use holdfast_store::idempotency::{idempotency_operation, idempotency_take};
@@ -167,7 +167,8 @@ impl Control {
         };
         let Admitted { next, change } = self.admit(&mut tx, &vm, &current, wanted).await?;
         let runs = desired::run_state(&mut tx, vm_id).await? == Some(RunState::Running);
-        let restarts = runs && change.as_ref().is_some_and(|change| change.effect == Effect::Restart);
+        let least = if vm.status()? == VmStatus::Running { Effect::Restart } else { Effect::Live };
+        let restarts = runs && change.as_ref().is_some_and(|change| change.effect >= least);
         if restarts && without_restart {
             let why = "This change needs the CVM to start anew, which was not allowed.";
             return Err(Error::new(Code::RestartNeeded, why));
@@ -175,7 +176,7 @@ impl Control {
         if change.is_some() {
             compose_keep(&mut tx, who.workspace_id, &next.compose, now).await?;
         }
-        let operation = accept(&mut tx, who, info, &vm, &target, (&next, change.as_ref()), now).await?;
+        let operation = accept(&mut tx, who, info, &vm, &target, (&current, &next, change.as_ref()), now).await?;
         let allowed_envs_changed = change.as_ref().is_some_and(|change| change.diff.contains_key("allowed_envs"));
         // The claim is held by now, so its first step need not wait for a worker.
         let begun = self.begin_in(&mut tx, operation.0, now).await?;
@@ -270,13 +271,13 @@ async fn accept(
     info: &RequestInfo,
     vm: &Vm,
     target: &Target,
-    (next, change): (&Revision, Option<&Change>),
+    (current, next, change): (&Revision, &Revision, Option<&Change>),
     now: Timestamp,
 ) -> Result<(i64, Uuid), Error> {
     let diff = change.map(|change| change.diff.clone()).unwrap_or_default();
     let fields: Vec<_> = diff.keys().cloned().collect();
     let submit = VmSubmit {
-        plan: ops::plan_of(&diff).unwrap_or(target.plan),
+        plan: ops::plan_of(current, next).unwrap_or(target.plan),
         vm_id: vm.id,
         vm_uuid: &vm.uuid,
         vm_name: &vm.name,

@@ -427,7 +427,8 @@ impl Run<'_> {
         // What the guest says counts once it speaks of the app that this operation wants, not of the one before.
         let of_this_app = observed.app_revision >= self.out.record.generation;
         // Without any configuration yet, it is the boot of this epoch that failed.
-        let error_counts = of_this_app || observed.app_revision == 0;
+        // A VM whose boot failed has started.
+        let error_counts = until != Until::Started && (of_this_app || observed.app_revision == 0);
         if booting && in_epoch {
             if let Some(guest::BootError { step, message }) = observed.boot_error.as_ref().filter(|_| error_counts) {
                 return Found::Failed(Failure {

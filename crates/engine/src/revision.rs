@@ -104,6 +104,13 @@ impl Revision {
         ]
     }
 
+    /// app-compose.json apart from the names of the env that it allows.
+    pub(crate) fn compose_but_envs(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let mut parts: serde_json::Map<_, _> = serde_json::from_str(&self.compose).ok()?;
+        parts.remove("allowed_envs");
+        Some(parts)
+    }
+
     fn allowed_envs(&self) -> Vec<String> {
         AppCompose::parse(&self.compose).map(|c| c.allowed_envs).unwrap_or_default()
     }

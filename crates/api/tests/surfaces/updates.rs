@@ -270,7 +270,7 @@ async fn a_compose_file_in_two_requests_and_in_one() {
     let nulls = json!({ "compose_hash": provisioned["compose_hash"], "encrypted_env": null, "env_keys": null, "update_env_vars": null });
     let answer = server.at(V2026).patch(path, &nulls).await.expect(202);
     let done = over(&server, &answer).await;
-    assert_eq!((&done["operation_type"], &done["status"]), (&json!("update"), &json!("done")), "{done:#}");
+    assert_eq!((&done["operation_type"], &done["status"]), (&json!("compose_update"), &json!("done")), "{done:#}");
     assert_eq!(fields(&done), ["compose_hash", "ports", "public_logs"]);
     let raw = server.at(V2026).get("/cvms/my-app/compose_file?raw").await;
     assert_eq!(json!(sha256_hex(&raw.bytes)), provisioned["compose_hash"]);

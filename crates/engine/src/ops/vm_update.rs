@@ -10,11 +10,12 @@
 //! open, and an update whose app does not come up takes it by itself. A VM that does not run gets its revision written
 //! and is started by nobody; steps that wait for what is there already, or for nothing, are skipped.
 
-use holdfast_model::operation::{Diff, Kind, Verb};
+use holdfast_model::operation::{Kind, Verb};
 use holdfast_model::vm::VmStatus;
 
 use super::BOOT;
 use crate::plan::{Action, Deadline, Plan, Step, Undo, Until};
+use crate::revision::Revision;
 
 pub static COMPOSE_UPDATE: Plan = plan("compose_update", &THROUGH_THE_VM, Some(3));
 pub static ENV_UPDATE: Plan = plan("env_update", &THROUGH_THE_VM, Some(3));
@@ -63,20 +64,21 @@ const fn plan(name: &'static str, steps: &'static [Step], pivot: Option<usize>) 
     }
 }
 
-/// The plan whose name says what this diff changes; `None` for an empty one.
-pub fn plan_of(diff: &Diff) -> Option<&'static Plan> {
-    let has = |fields: &[&str]| fields.iter().any(|field| diff.contains_key(*field));
-    let compose = has(&["ports"]) || (has(&["compose_hash"]) && !(has(&["allowed_envs"]) && has(&["env"])));
-    let env = has(&["env", "env_values_replaced"]);
+/// The plan whose name says what changes between two revisions; `None` when nothing does.
+pub fn plan_of(old: &Revision, new: &Revision) -> Option<&'static Plan> {
+    let compose = old.ports != new.ports || old.compose_but_envs() != new.compose_but_envs();
+    let env = (&old.encrypted_env, &old.env_names) != (&new.encrypted_env, &new.env_names);
+    let size = |r: &Revision| (r.vcpu, r.memory_mb, r.disk_gb, r.instance_type.clone());
+    let shown = |r: &Revision| (r.listed, r.visibility);
     let groups = [
-        (compose, &COMPOSE_UPDATE),
         // New values may come with a new compose file, and new names change the list of those that it allows.
+        (compose || (old.compose_hash != new.compose_hash && !env), &COMPOSE_UPDATE),
         (env && !compose, &ENV_UPDATE),
-        (has(&["vcpu", "memory_mb", "disk_gb", "instance_type"]), &RESIZE),
-        (has(&["image", "os_image_hash"]), &OS_IMAGE_UPDATE),
-        (has(&["user_config_replaced"]), &UPDATE),
-        (has(&["listed", "public_logs", "public_sysinfo", "public_tcbinfo"]), &VISIBILITY_UPDATE),
-        (has(&["name"]), &RENAME),
+        (size(old) != size(new), &RESIZE),
+        ((&old.image, &old.os_image_hash) != (&new.image, &new.os_image_hash), &OS_IMAGE_UPDATE),
+        (old.user_config != new.user_config, &UPDATE),
+        (shown(old) != shown(new), &VISIBILITY_UPDATE),
+        (old.name != new.name, &RENAME),
     ];
     let mut named = groups.into_iter().filter(|(changed, _)| *changed).map(|(_, plan)| plan);
     let first = named.next()?;
@@ -85,33 +87,44 @@ pub fn plan_of(diff: &Diff) -> Option<&'static Plan> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_model::operation::FieldDiff;
-
     use super::*;
 
     #[test]
     fn the_name_says_what_is_changed() {
-        let name = |fields: &[&str]| {
-            let entry = |field: &&str| ((*field).to_owned(), FieldDiff { from: None, to: None });
-            plan_of(&fields.iter().map(entry).collect()).map(|plan| plan.name)
+        let before = Revision { compose: r#"{"a":1,"allowed_envs":[]}"#.to_owned(), ..Revision::default() };
+        let name = |changes: &[fn(&mut Revision)]| {
+            let mut after = before.clone();
+            changes.iter().for_each(|change| change(&mut after));
+            plan_of(&before, &after).map(|plan| plan.name)
         };
-        let cases: [(&[&str], &str); 13] = [
-            (&["compose_hash"], "compose_update"),
-            (&["compose_hash", "ports"], "compose_update"),
-            (&["compose_hash", "env_values_replaced"], "compose_update"),
-            (&["compose_hash", "allowed_envs"], "compose_update"),
-            (&["env_values_replaced"], "env_update"),
-            (&["env", "env_values_replaced", "compose_hash", "allowed_envs"], "env_update"),
-            (&["vcpu", "memory_mb", "instance_type"], "resize"),
-            (&["image", "os_image_hash"], "os_image_update"),
-            (&["public_logs", "listed"], "visibility_update"),
-            (&["name"], "rename"),
-            (&["user_config_replaced"], "update"),
-            (&["compose_hash", "vcpu"], "update"),
-            (&["name", "listed"], "update"),
+        let compose: fn(&mut Revision) = |r| {
+            r.compose_hash = "bb".to_owned();
+            r.compose = r.compose.replace("\"a\":1", "\"a\":2");
+        };
+        let allowed: fn(&mut Revision) = |r| {
+            r.compose_hash.push('c');
+            r.compose = r.compose.replace("[]", "[\"A\"]");
+        };
+        let env: fn(&mut Revision) = |r| (r.encrypted_env, r.env_names) = (Some("00".to_owned()), vec!["A".to_owned()]);
+        let vcpu: fn(&mut Revision) = |r| r.vcpu = 2;
+        let hidden: fn(&mut Revision) = |r| r.visibility.logs = Some(false);
+        let renamed: fn(&mut Revision) = |r| r.name = "other".to_owned();
+        let cases: [(&[fn(&mut Revision)], &str); 12] = [
+            (&[compose], "compose_update"),
+            (&[allowed], "compose_update"),
+            (&[compose, env], "compose_update"),
+            (&[compose, allowed, env], "compose_update"),
+            (&[env], "env_update"),
+            (&[env, allowed], "env_update"),
+            (&[vcpu, |r| r.instance_type = Some("tdx.medium".to_owned())], "resize"),
+            (&[|r| r.image = "os-2".to_owned()], "os_image_update"),
+            (&[hidden, |r| r.listed = true], "visibility_update"),
+            (&[renamed], "rename"),
+            (&[|r| r.user_config = Some("x".to_owned())], "update"),
+            (&[compose, vcpu], "update"),
         ];
-        for (fields, plan) in cases {
-            assert_eq!(name(fields), Some(plan), "{fields:?}");
+        for (index, (changes, plan)) in cases.into_iter().enumerate() {
+            assert_eq!(name(changes), Some(plan), "case {index}");
         }
         assert_eq!(name(&[]), None);
     }

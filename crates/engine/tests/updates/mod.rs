@@ -3,6 +3,7 @@
 use holdfast_engine::revision::Effect;
 use holdfast_engine::{Direction, ops};
 use holdfast_model::error::Code;
+use holdfast_model::guest::BootError;
 use holdfast_model::node::Phase;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{RunState, VmStatus};
@@ -133,6 +134,21 @@ fn an_app_that_does_not_come_back_either_is_an_error_to_look_at() {
     assert_eq!(bench.world.status, VmStatus::Error);
     let failure = bench.record.failure.expect("the first failure");
     assert!(failure.message.contains("exit status 1"), "{}", failure.message);
+}
+
+#[test]
+fn a_create_whose_first_report_is_a_boot_error_is_past_its_pivot() {
+    let mut bench = Bench::new(&ops::VM_CREATE);
+    while ops::VM_CREATE.steps[bench.record.step].name != "start" {
+        bench.round();
+    }
+    let seen = bench.world.observed.as_mut().expect("a report");
+    (seen.phase, seen.boot_epoch, seen.agent) = (Phase::Running, 1, true);
+    seen.boot_error = Some(BootError { step: "pre-launch".into(), message: "exit status 1".into() });
+    let decision = bench.decide();
+    bench.write(decision);
+    assert_eq!((bench.record.status, bench.world.status), (Status::Failed, VmStatus::Error));
+    assert!(!bench.released, "there are a disk and logs to look at");
 }
 
 #[test]
