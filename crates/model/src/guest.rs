@@ -238,3 +238,35 @@ pub enum FromGuest {
         error: Option<crate::node::StreamError>,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_older_builds_are_of_no_revision() {
+        let said = r#"{"is":"state","agent_version":"0","boot_id":"b","boot_progress":"done"}"#;
+        let Ok(FromGuest::State(state)) = serde_json::from_str(said) else { panic!("no state") };
+        assert_eq!((state.app_revision, state.boot_progress.as_str()), (0, "done"));
+        let config = r#"{"vm_uuid":"","app_id":"","instance_id":"","hostname":"h","app_compose":"{}","now":"2026-01-01T00:00:00Z"}"#;
+        let config: Config = serde_json::from_str(config).expect("a configuration");
+        assert_eq!(config.revision, 0);
+    }
+
+    #[test]
+    fn the_same_app_is_what_the_guest_would_run_not_what_it_is_called() {
+        let config: Config = serde_json::from_str(
+            r#"{"vm_uuid":"","app_id":"","instance_id":"","hostname":"h","app_compose":"{}","now":"2026-01-01T00:00:00Z"}"#,
+        )
+        .expect("a configuration");
+        let renamed = Config { hostname: "other".into(), revision: 7, now: Timestamp(0), ..config.clone() };
+        assert!(config.is_same_app(&renamed));
+        for other in [
+            Config { app_compose: "{ }".into(), ..config.clone() },
+            Config { encrypted_env: Some("00".into()), ..config.clone() },
+            Config { user_config: Some(String::new()), ..config.clone() },
+        ] {
+            assert!(!config.is_same_app(&other));
+        }
+    }
+}

@@ -300,6 +300,24 @@ fn never_means_never_and_a_clean_end_is_no_failure() {
 }
 
 #[test]
+fn a_running_guest_is_told_of_each_newer_generation_once_and_restarted_only_for_an_epoch() {
+    let mut node = running(RestartPolicy::Never);
+    let (generation, epoch) = (node.local.generation(), node.local.epoch);
+    node.receive(&desired(generation + 1, RunState::Running, StopMode::Hard, epoch, RestartPolicy::Never));
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Configure);
+    assert_eq!((phase(&node.local), outcome(&node.local)), (Phase::Running, Outcome::Applied));
+    node.step(false);
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Rest);
+    // One that is to start anew, or is being stopped, is not told.
+    node.receive(&desired(generation + 2, RunState::Running, StopMode::Hard, epoch + 1, RestartPolicy::Never));
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Kill);
+    node.settle();
+    assert_eq!((node.local.epoch, node.local.configured), (epoch + 1, generation + 2));
+    node.receive(&desired(generation + 3, RunState::Stopped, StopMode::Hard, epoch + 1, RestartPolicy::Never));
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Kill);
+}
+
+#[test]
 fn a_fault_is_retried_later_and_forgotten_by_the_next_generation() {
     let mut node = Node::boot(Host::default(), Duration::ZERO);
     node.receive(&desired(1, RunState::Running, StopMode::Hard, 1, RestartPolicy::Never));
