@@ -116,7 +116,10 @@ impl Plan {
 
     /// What a user does: the one request that starts the plan, and the cancel if there is one.
     pub fn run(&self, cloud: &Cloud, target: &Target) -> Answered {
-        let request = (0..self.times).map(|_| self.request(cloud, target)).last().flatten();
+        let mut request = None;
+        for _ in 0..self.times {
+            request = self.request(cloud, target);
+        }
         let mut answered = Answered { request: request.as_ref().map(|a| a.status), cancel: None };
         if self.cancelled
             && let Some(cvm) = request.as_ref().and_then(|a| a.json()["vm_uuid"].as_str().map(str::to_owned))
