@@ -218,7 +218,8 @@ impl World {
                         continue;
                     }
                     if let Action::Wait(until) = action {
-                        let at = self.nodes[node].began + u64::try_from(until.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
+                        let at =
+                            self.nodes[node].began + u64::try_from(until.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
                         self.at(at, Event::VmWake { node, session, vm });
                     }
                     return;
