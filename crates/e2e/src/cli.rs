@@ -27,7 +27,7 @@ pub struct Said {
 impl Phala {
     pub fn new(cloud: &Cloud) -> Self {
         let program = crate::root().join("tests/clients/node_modules/phala/dist/index.js");
-        assert!(program.is_file(), "the client is not installed; run `cargo xtask test real`, which does it");
+        assert!(program.is_file(), "the client is not installed; run `cargo xtask test simulated`, which does it");
         let home = tempfile::tempdir().expect("a home folder");
         Self { home, program, url: format!("{}/api/v1", cloud.client.base), key: cloud.client.key.clone() }
     }

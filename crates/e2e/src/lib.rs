@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod cloud;
 pub mod leftovers;
+pub mod sdk;
 pub mod truth;
 
 use std::path::PathBuf;

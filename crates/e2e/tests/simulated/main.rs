@@ -1,5 +1,6 @@
 //! Everything that needs no guest: crashes at every step, bad input, ids, histories. Fast, so that many combinations fit.
 
+mod apps;
 mod audit;
 mod bad_input;
 mod crashes;
