@@ -16,7 +16,7 @@ use holdfast_node::hypervisor::qemu::Qemu;
 use holdfast_node::hypervisor::simulated::Simulated;
 use holdfast_node::hypervisor::{Adopted, Hypervisor, KeyError, KeySource, LogSink, Started, View};
 use holdfast_node::record::{Layout, Life, Process, Record, Runtime};
-use support::{real_image, spec, want};
+use support::{end_machines, real_image, spec, want};
 use tokio::sync::watch;
 
 struct SomeKeys;
@@ -248,11 +248,23 @@ struct MakeQemu {
     image: String,
 }
 
+impl MakeQemu {
+    /// Deeper than the path of a unix socket may be.
+    fn deep(&self) -> std::path::PathBuf {
+        self.dir.path().join("d".repeat(100))
+    }
+}
+
+impl Drop for MakeQemu {
+    fn drop(&mut self) {
+        end_machines(&self.deep().join("vms"));
+    }
+}
+
 #[async_trait]
 impl Maker for MakeQemu {
     async fn make(&self) -> Arc<dyn Hypervisor> {
-        // Deeper than the path of a unix socket may be.
-        let deep = self.dir.path().join("d".repeat(100));
+        let deep = self.deep();
         let mut config = NodeConfig::new("http://127.0.0.1:1", "t", deep.clone(), self.image_dir.clone());
         config.min_free_disk_gb = 1;
         std::fs::create_dir_all(&deep).expect("mkdir");

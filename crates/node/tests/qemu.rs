@@ -10,7 +10,7 @@ use holdfast_model::node::{LogSource, Outcome, Phase, StreamReply, StreamRequest
 use holdfast_model::vm::{PortMapping, RestartPolicy, RunState, StopMode};
 use holdfast_node::NodeConfig;
 use holdfast_node::record::{Process, Runtime};
-use support::{ENV_KEY, FakeServer, RunningNode, Streamed, real_image, spec, want};
+use support::{ENV_KEY, FakeServer, RunningNode, Streamed, end_machines, kill, processes_with, real_image, spec, want};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -65,11 +65,6 @@ impl Rig {
     }
 }
 
-fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
-}
-
 fn runs(process: Process) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
     stat.contains(&format!(" {} ", process.start_time)) && !stat.contains(") Z ")
@@ -78,11 +73,7 @@ fn runs(process: Process) -> bool {
 impl Drop for Rig {
     /// A test that failed leaves no QEMU behind.
     fn drop(&mut self) {
-        let Ok(entries) = std::fs::read_dir(self.dir.path().join("node/vms")) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            processes_with(&format!("-uuid\0{name}")).into_iter().for_each(kill);
-        }
+        end_machines(&self.dir.path().join("node/vms"));
     }
 }
 
@@ -275,14 +266,16 @@ async fn node_process() {
     holdfast_node::run(config, Default::default()).await.expect("runs");
 }
 
-/// Real kill -9 at many moments of a start and of a restart: never two QEMU, never one forgotten.
+/// Real kill -9 at many moments of a start and of a restart with another size: never two QEMU, never one forgotten, and
+/// at last each time the size that is wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_killed_again_and_again() {
     let rig = Rig::new().await;
     let spawn = || node_child(&rig, &rig.image_dir);
-    let vm = spec(&rig.image);
+    let mut vm = spec(&rig.image);
     for (round, wait_ms) in [0, 10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 300].into_iter().enumerate() {
         let generation = round as u64 + 1;
+        (vm.vcpu, vm.memory_mb, vm.disk_gb) = (1 + generation as u32 % 2, 512 + 16 * generation, 2 + generation);
         let node = spawn();
         rig.server.until("registered", SOON, |w| w.registered.len() == round * 2 + 1).await;
         rig.server.want(want(&vm, generation, RunState::Running, generation));
@@ -295,6 +288,14 @@ async fn a_node_killed_again_and_again() {
         assert_eq!((report.boot_epoch, report.restarts), (generation, 0), "after {wait_ms} ms");
         let running = qemus(&vm.uuid);
         assert_eq!(running.len(), 1, "after {wait_ms} ms");
+        let words = std::fs::read(format!("/proc/{}/cmdline", running[0])).expect("it runs");
+        let words: Vec<_> = words.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        let after = |name: &str| words.windows(2).find(|w| w[0] == name).map(|w| w[1].to_string());
+        assert_eq!(after("-smp"), Some(vm.vcpu.to_string()), "after {wait_ms} ms");
+        assert_eq!(after("-m"), Some(format!("{}M", vm.memory_mb)), "after {wait_ms} ms");
+        let header = std::fs::read(rig.dir.path().join(format!("node/vms/{}/data.qcow2", vm.uuid))).expect("a disk");
+        let size = u64::from_be_bytes(header[24..32].try_into().expect("8 bytes"));
+        assert_eq!(size, vm.disk_gb << 30, "after {wait_ms} ms");
         adopted_until(&rig, vm.uuid, running[0]).await;
         node.kill();
     }
@@ -374,16 +375,6 @@ async fn adopted_until(rig: &Rig, vm: Uuid, pid: i32) {
 /// QEMU processes of the VM.
 fn qemus(vm: &Uuid) -> Vec<i32> {
     processes_with(&format!("-uuid\0{vm}"))
-}
-
-/// Processes whose command line holds `needle`.
-fn processes_with(needle: &str) -> Vec<i32> {
-    let holds = |pid: &i32| {
-        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&argv).contains(needle)
-    };
-    let entries = std::fs::read_dir("/proc").expect("list").flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(holds).collect()
 }
 
 /// A nearly full disk refuses what is new.

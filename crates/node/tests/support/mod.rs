@@ -368,3 +368,26 @@ pub fn real_image() -> (PathBuf, String) {
         images.into_iter().next_back().expect("a guest image: run `holdfast image build` or `cargo xtask test`");
     (dir, image.name)
 }
+
+/// Processes whose command line holds `needle`.
+pub fn processes_with(needle: &str) -> Vec<i32> {
+    let holds = |pid: &i32| {
+        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&argv).contains(needle)
+    };
+    let entries = std::fs::read_dir("/proc").expect("list").flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(holds).collect()
+}
+
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+/// Ends the machine of every VM that has a folder here, so that a test that failed leaves none behind.
+pub fn end_machines(vms: &Path) {
+    for entry in std::fs::read_dir(vms).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        processes_with(&format!("-uuid\0{name}")).into_iter().for_each(kill);
+    }
+}
