@@ -163,6 +163,8 @@ impl Vm {
         (runtime.process, runtime.started_at) = (started.process, Some(started.at));
         self.view = Some(started.view);
         self.save_runtime(true).await;
+        // What the view shows from the start is no change of it.
+        self.look(true).await;
     }
 
     /// Takes what the fleet was told last, if it is newer.

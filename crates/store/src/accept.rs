@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::audit::{self, RequestInfo, audit_insert};
 use crate::idempotency::idempotency_link;
-use crate::operations::event_append;
+use crate::operations::{NewEvent, events_append};
 use crate::queue;
 use crate::tenancy::Principal;
 use crate::vms::vm_set_status;
@@ -147,7 +147,7 @@ pub async fn vm_operation_accept(
     if !waits {
         vm_set_status(tx, submit.vm_id, plan.accepted, now).await?;
     }
-    event_append(tx, id, &plan.event("start"), None, state, now).await?;
+    events_append(tx, id, 0, &[NewEvent { event_type: &plan.event("start"), step: None, state }], now).await?;
     let entry = audit::Entry {
         action: &format!("{}.{}", plan.kind.as_str(), plan.name),
         target_type: plan.kind.as_str(),

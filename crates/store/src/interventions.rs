@@ -11,7 +11,7 @@ use holdfast_model::operation::Status;
 use holdfast_model::vm::{RunState, VmStatus};
 
 use crate::desired::{desired_of, report_of};
-use crate::operations::event_append;
+use crate::operations::{NewEvent, event_append};
 use crate::queue::{claims_end, is_waiting, waiting_end};
 use crate::vms::{vm_release, vm_set_status};
 use crate::{Tx, fault, stored};
@@ -106,7 +106,7 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
     let version = u32::try_from(row.plan_version).unwrap_or(0);
     let event = ops::find(&row.operation_type, version).map(|plan| plan.event("error"));
     let event = event.unwrap_or_else(|| format!("instance.{}.error", row.operation_type));
-    event_append(tx, operation, &event, None, state, now).await?;
+    event_append(tx, operation, NewEvent { event_type: &event, step: None, state }, now).await?;
     claims_end(tx, operation, now).await
 }
 

@@ -28,8 +28,8 @@ mod lock;
 pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
-pub mod parking;
 pub mod page;
+pub mod parking;
 pub mod preview;
 pub mod provisions;
 pub mod queue;
@@ -117,7 +117,8 @@ impl Store {
         }
         let read = SqlitePoolOptions::new()
             .max_connections(4)
-            .connect_with(options.read_only(true))
+            // Rows cross from SQLite's thread to ours; a page of them in few crossings.
+            .connect_with(options.read_only(true).row_buffer_size(1024))
             .await
             .map_err(|e| failed(&e))?;
         restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
@@ -176,8 +177,10 @@ pub(crate) fn fault(error: sqlx::Error) -> Error {
     // Primary result codes of SQLite: 5 busy, 6 locked, 7 no memory, 10 I/O, 13 full, 14 cannot open; extended ones carry
     // them in the low byte.
     let primary = code.as_deref().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff);
-    let unreachable =
-        matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed);
+    let unreachable = matches!(
+        error,
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed
+    );
     if unreachable || matches!(primary, Some(5 | 6 | 7 | 10 | 13 | 14)) {
         return Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
             .with_internal(error);

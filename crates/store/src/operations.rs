@@ -11,6 +11,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{StopMode, VmStatus};
+use sqlx::QueryBuilder;
 
 use crate::desired::{desired_of, desired_write, report_of};
 use crate::nodes::column;
@@ -18,7 +19,7 @@ use crate::parking::parked_resume;
 use crate::queue::{claims_end, queue_recover};
 use crate::revisions::{change_of, revision_apply, revision_settle};
 use crate::vms::{vm_release, vm_set_status};
-use crate::{Store, Tx, commit, fault, from_json, json, stored};
+use crate::{Db, Store, Tx, commit, fault, from_json, json, stored};
 
 /// An operation that this worker holds.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -218,12 +219,13 @@ pub async fn operation_write(
         Next::Never => None,
     };
     let failure = record.failure.as_ref();
-    let row: Option<(i64, String)> = sqlx::query_as(
+    let row: Option<(i64, String, i64)> = sqlx::query_as(
         "UPDATE operation SET status = $3, direction = $4, step = $5, step_entered = $6, step_started_at = $7,
             deadline_at = $8, generation = $9, sub_operations = $10, error_code = $11, error_message = $12,
             error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL, attempts = 0,
             started_at = COALESCE(started_at, $16), completed_at = $17, updated_at = $16
-         WHERE id = $1 AND lease_token = $2 RETURNING resource_id, request",
+         WHERE id = $1 AND lease_token = $2 RETURNING resource_id, request,
+            (SELECT COALESCE(MAX(seq), 0) FROM operation_event WHERE operation_id = $1)",
     )
     .bind(claimed.id)
     .bind(claimed.lease_token)
@@ -245,7 +247,7 @@ pub async fn operation_write(
     .fetch_optional(&mut **tx)
     .await
     .map_err(fault)?;
-    let Some((vm_id, request)) = row else { return Ok(false) };
+    let Some((vm_id, request, last)) = row else { return Ok(false) };
     if let Some(direction) = decision.revise {
         revision_apply(tx, claimed.id, direction).await?;
     }
@@ -259,9 +261,12 @@ pub async fn operation_write(
     if decision.release {
         vm_release(tx, vm_id, now).await?;
     }
-    for event in &decision.events {
-        event_append(tx, claimed.id, &event.event_type, event.step.as_deref(), event.state, now).await?;
-    }
+    let events: Vec<NewEvent<'_>> = decision
+        .events
+        .iter()
+        .map(|e| NewEvent { event_type: &e.event_type, step: e.step.as_deref(), state: e.state })
+        .collect();
+    events_append(tx, claimed.id, last, &events, now).await?;
     if over {
         if plan_of(claimed).is_some_and(Plan::revises) {
             revision_settle(tx, vm_id).await?;
@@ -310,36 +315,63 @@ pub async fn operation_postpone(tx: &mut Tx, claimed: &Claimed, at: Timestamp) -
     .map_err(fault)
 }
 
-/// Appends an event with the next number of its operation and the next position of all.
+/// An event to append, with the status that the resource has at that moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewEvent<'a> {
+    pub event_type: &'a str,
+    pub step: Option<&'a str>,
+    pub state: VmStatus,
+}
+
+/// Appends an event to an operation that has some.
 pub(crate) async fn event_append(
     tx: &mut Tx,
     operation: i64,
-    event_type: &str,
-    step: Option<&str>,
-    state: VmStatus,
+    event: NewEvent<'_>,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let event: i64 = sqlx::query_scalar(
-        "INSERT INTO operation_event (operation_id, seq, event_type, step, state, at)
-         VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM operation_event WHERE operation_id = $1), $2, $3, $4, $5)
-         RETURNING id",
-    )
-    .bind(operation)
-    .bind(event_type)
-    .bind(step)
-    .bind(state.as_str())
-    .bind(now.micros())
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(fault)?;
-    // One writer at a time: the next position is free until this transaction ends. What left with an archive keeps its
+    let last: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM operation_event WHERE operation_id = $1")
+        .bind(operation)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)?;
+    events_append(tx, operation, last, &[event], now).await
+}
+
+/// Appends events with the numbers of their operation after `last`, and the next positions of all. However many there
+/// are, they cost two statements.
+pub(crate) async fn events_append(
+    tx: &mut Tx,
+    operation: i64,
+    last: i64,
+    events: &[NewEvent<'_>],
+    now: Timestamp,
+) -> Result<(), Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut query =
+        QueryBuilder::<Db>::new("INSERT INTO operation_event (operation_id, seq, event_type, step, state, at) ");
+    query.push_values((last + 1..).zip(events), |mut row, (seq, event)| {
+        row.push_bind(operation)
+            .push_bind(seq)
+            .push_bind(event.event_type.to_owned())
+            .push_bind(event.step.map(str::to_owned))
+            .push_bind(event.state.as_str())
+            .push_bind(now.micros());
+    });
+    query.build().execute(&mut **tx).await.map_err(fault)?;
+    // One writer at a time: the next positions are free until this transaction ends. What left with an archive keeps its
     // positions: the checkpoint over them stays.
     sqlx::query(
-        "INSERT INTO event_position (position, event_id) SELECT COALESCE(MAX(position), 0) + 1, $1
-         FROM (SELECT MAX(position) AS position FROM event_position UNION ALL SELECT MAX(last_position) FROM checkpoint)
-            AS newest",
+        "INSERT INTO event_position (position, event_id)
+         SELECT newest.position + e.seq - $2, e.id FROM operation_event e,
+            (SELECT COALESCE(MAX(position), 0) AS position FROM (SELECT MAX(position) AS position FROM event_position
+                UNION ALL SELECT MAX(last_position) FROM checkpoint) AS ends) AS newest
+         WHERE e.operation_id = $1 AND e.seq > $2 ORDER BY e.seq",
     )
-    .bind(event)
+    .bind(operation)
+    .bind(last)
     .execute(&mut **tx)
     .await
     .map(drop)

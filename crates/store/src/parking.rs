@@ -17,7 +17,7 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::vm::VmStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::operations::{Claimed, event_append};
+use crate::operations::{Claimed, NewEvent, event_append};
 use crate::{Tx, fault, from_json, json};
 
 /// Why an operation is parked.
@@ -119,5 +119,5 @@ async fn park_event(tx: &mut Tx, operation: i64, end: &str, now: Timestamp) -> R
     // The plan may be unknown, and the status may be what cannot be read.
     let event = format!("instance.{operation_type}.{PARK}.{end}");
     let state = VmStatus::parse(&status).unwrap_or(VmStatus::Error);
-    event_append(tx, operation, &event, Some(PARK), state, now).await
+    event_append(tx, operation, NewEvent { event_type: &event, step: Some(PARK), state }, now).await
 }

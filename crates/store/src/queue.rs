@@ -20,7 +20,7 @@ use holdfast_model::vm::VmStatus;
 use sqlx::QueryBuilder;
 
 use crate::desired::vm_is_leaving;
-use crate::operations::event_append;
+use crate::operations::{NewEvent, event_append};
 use crate::vms::vm_set_status;
 use crate::{Store, Tx, fault, from_json, json, stored};
 
@@ -270,7 +270,7 @@ async fn turn_end(
         Some(plan) => plan.event("error"),
         None => format!("instance.{}.error", turn.operation_type),
     };
-    event_append(tx, turn.id, &event, None, turn.status()?, now).await?;
+    event_append(tx, turn.id, NewEvent { event_type: &event, step: None, state: turn.status()? }, now).await?;
     claims_drop(tx, turn.id).await
 }
 

@@ -17,7 +17,8 @@ use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use world::{NOW, World, report};
 
 /// Columns of `operation` that nothing binds: how its execution is scheduled, not what it is.
-const SCHEDULE: [&str; 6] = ["wake_at", "lease_token", "lease_owner", "lease_until", "attempts", "parked"];
+const SCHEDULE: [&str; 7] =
+    ["wake_at", "lease_token", "lease_owner", "lease_until", "attempts", "parked", "status_claimed"];
 
 fn key() -> SealKey {
     SealKey::from_seed(&[3; 32])
