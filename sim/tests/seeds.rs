@@ -33,7 +33,7 @@ fn every_broken_rule_is_noticed_within_200_seeds() {
         let noticed_as: &[&str] = match broken {
             Broken::Fencing => &["fencing"],
             Broken::Undo => &["diffs"],
-            Broken::Claim => &["claims", "order"],
+            Broken::Claim => &["claims", "order", "queue"],
             Broken::Generations => &["generations"],
             Broken::Release => &["leftovers"],
             Broken::Wake => &["liveness"],

@@ -104,7 +104,8 @@ fn loudly(what: &str, mut command: Command) -> Result<Outcome> {
 }
 
 fn clippy() -> Result<Outcome> {
-    let mut command = cargo(&["clippy", "--workspace", "--features", "xtask/ops", "--all-targets", "--", "-D", "warnings"]);
+    let mut command =
+        cargo(&["clippy", "--workspace", "--features", "xtask/ops", "--all-targets", "--", "-D", "warnings"]);
     ui::run_quietly("cargo clippy", &mut command)?;
     Ok(Outcome::Passed)
 }

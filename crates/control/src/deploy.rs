@@ -3,25 +3,21 @@
 //! The one rule: provision promises nothing but the hash and the ids. Whether there is room is decided again at commit,
 //! in the transaction that takes the room.
 
-use holdfast_engine::ops;
+use holdfast_engine::revision::Visibility;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
-use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::preview::Preview;
-use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
-use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
+use holdfast_model::vm::RestartPolicy;
 use holdfast_store::apps::app_id_is_taken;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::provisions::{self, Provision};
-use holdfast_store::revisions::revision_first;
-use holdfast_store::vms::{self, NewVm, Vm};
-use holdfast_store::{Store, Tx, nodes};
+use holdfast_store::vms::{self, Vm};
+use holdfast_store::{Store, Tx};
 use holdfast_trust::{address, env};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
-use uuid::Uuid;
 
+use crate::create::Blueprint;
 use crate::dry_run::placed;
 use crate::placement::{self, Ask, Policy};
 use crate::{Control, Principal, RequestInfo, catalogue, kms};
@@ -84,17 +80,17 @@ pub struct CommitRequest {
 
 /// What commit needs to know of the provision.
 #[derive(Debug, Serialize, Deserialize)]
-struct Wanted {
-    name: String,
-    instance_type: Option<String>,
-    vcpu: i64,
-    memory_mb: i64,
-    disk_gb: i64,
-    image: String,
-    node_id: Option<i64>,
-    region: Option<String>,
-    listed: bool,
-    user_config: Option<String>,
+pub(crate) struct Wanted {
+    pub name: String,
+    pub instance_type: Option<String>,
+    pub vcpu: i64,
+    pub memory_mb: i64,
+    pub disk_gb: i64,
+    pub image: String,
+    pub node_id: Option<i64>,
+    pub region: Option<String>,
+    pub listed: bool,
+    pub user_config: Option<String>,
 }
 
 impl Control {
@@ -197,61 +193,19 @@ impl Control {
 
         let content = self.store.app_compose(who.workspace_id, &provision.compose_hash).await?;
         let content = content.ok_or_else(provision_missing)?;
-        let published = AppCompose::parse(&content)?.published()?;
-        let candidates = nodes::nodes_for_placement(&mut tx).await?;
-        let node = placement::choose(&candidates, &wanted.ask(published.len()), self.policy())?;
-        let taken = vms::ports_taken(&mut tx, node.id).await?;
-        let host_ports = placement::ports_choose(node, &taken, published.len(), port_seed(&app_id)?)?;
-        let ports = published.iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
-            protocol: "tcp".to_owned(),
-            host_address: node.publish_address.clone(),
-            host_port,
-            vm_port: *vm_port,
-        });
         let allowed = AppCompose::parse(&content)?.allowed_envs;
-        let os_image_hash = node.images()?.into_iter().find(|i| i.name == wanted.image).and_then(|i| i.os_image_hash);
-        let new = NewVm {
-            uuid: Uuid::new_v4().to_string(),
+        let blueprint = Blueprint {
             app_row,
-            node_id: node.id,
-            name: wanted.name,
-            instance_id: instance_id(&app_id)?,
-            instance_type: wanted.instance_type,
-            vcpu: wanted.vcpu,
-            memory_mb: wanted.memory_mb,
-            disk_gb: wanted.disk_gb,
-            image: wanted.image,
-            os_image_hash,
+            app_id,
+            wanted,
+            compose: content,
             compose_hash: provision.compose_hash,
             env_names: if encrypted_env.is_some() { request.env_keys.unwrap_or(allowed) } else { Vec::new() },
             encrypted_env,
-            user_config: wanted.user_config,
-            listed: wanted.listed,
             restart_policy: RestartPolicy::default(),
-            ports: ports.collect(),
+            visibility: Visibility::default(),
         };
-        let vm_id = vms::vm_insert(&mut tx, who, &new, VmStatus::Creating, now).await?;
-        let submit = VmSubmit {
-            plan: &ops::VM_CREATE,
-            vm_id,
-            vm_uuid: &new.uuid,
-            vm_name: &new.name,
-            compose_hash: &new.compose_hash,
-            status_before: VmStatus::Creating,
-            request: serde_json::json!({ "app_id": app_id, "compose_hash": new.compose_hash }),
-            diff: create_diff(&new),
-            touches: vec![
-                Touch { kind: "app", id: app_row, role: "parent" },
-                Touch { kind: "node", id: node.id, role: "placed_on" },
-            ],
-            status_code: 200,
-            if_busy: IfBusy::Refuse,
-        };
-        let (operation, _) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
-        revision_first(&mut tx, vm_id, Some(operation), now).await?;
-        let vm = Store::vm_in(&mut tx, vm_id).await?;
-        self.accept_end(tx, info, operation, began).await?;
-        Ok(vm)
+        self.vm_create(tx, who, info, blueprint, (now, began)).await
     }
 
     /// A commit that is repeated long after its provision expired still finds its CVM.
@@ -280,7 +234,7 @@ impl Control {
 }
 
 impl Wanted {
-    fn ask(&self, ports: usize) -> Ask<'_> {
+    pub(crate) fn ask(&self, ports: usize) -> Ask<'_> {
         Ask {
             vcpu: self.vcpu,
             memory_mb: self.memory_mb,
@@ -355,35 +309,6 @@ pub(crate) fn check_env(text: &str) -> Result<String, Error> {
         n if n > env::MAX_BLOB => Err(fail("is larger than 256 KiB")),
         _ => Ok(text),
     }
-}
-
-fn create_diff(new: &NewVm) -> Diff {
-    let mut diff = Diff::new();
-    let mut put = |field: &str, value: Value| {
-        diff.insert(field.to_owned(), FieldDiff { from: None, to: Some(value) });
-    };
-    put("status", "running".into());
-    put("name", new.name.as_str().into());
-    put("vcpu", new.vcpu.into());
-    put("memory_mb", new.memory_mb.into());
-    put("disk_gb", new.disk_gb.into());
-    put("image", new.image.as_str().into());
-    put("compose_hash", new.compose_hash.as_str().into());
-    if !new.env_names.is_empty() {
-        // Names only: values are nobody's business but the guest's.
-        put("env", new.env_names.clone().into());
-    }
-    if !new.ports.is_empty() {
-        put("ports", new.ports.iter().map(|p| format!("{}:{}", p.host_port, p.vm_port)).collect::<Vec<_>>().into());
-    }
-    diff
-}
-
-/// sha256(seed || app id), cut to 20 bytes, as dstack makes it.
-fn instance_id(app_id: &str) -> Result<String, Error> {
-    let seed = holdfast_trust::random::<20>().map_err(Error::internal)?;
-    let digest = Sha256::new().chain_update(seed).chain_update(app_id_bytes(app_id)?).finalize();
-    Ok(hex::encode(&digest[..20]))
 }
 
 pub(crate) fn predicted_app_id(workspace_address: &str, nonce: i64) -> Result<String, Error> {

@@ -195,7 +195,7 @@ impl Control {
     }
 
     /// The revision in force with the changes that are asked for, as far as they can be judged without a node.
-    async fn revised(&self, who: &Principal, current: &Revision, update: Update) -> Result<Revision, Error> {
+    pub(crate) async fn revised(&self, who: &Principal, current: &Revision, update: Update) -> Result<Revision, Error> {
         let provisioned = match &update.compose_hash {
             Some(hash) => Some(self.store.app_compose(who.workspace_id, hash).await?.ok_or_else(|| {
                 Error::new(Code::ProvisionMissing, "Provision data not found: no app-compose.json has this hash.")

@@ -29,7 +29,7 @@ fn database(cloud: &Cloud) -> PathBuf {
 }
 
 /// Counts of what must not be there, whatever happened and however far it is.
-const NEVER: [(&str, &str); 12] = [
+const NEVER: [(&str, &str); 13] = [
     (
         "operations without exactly one audit row of their request",
         "SELECT count(*) FROM operation o WHERE (SELECT count(*) FROM audit_log a WHERE a.operation_id = o.id
@@ -79,6 +79,13 @@ const NEVER: [(&str, &str); 12] = [
         "SELECT (SELECT count(*) FROM vm_desired WHERE vm_id IN (SELECT id FROM vm WHERE deleted_at IS NOT NULL))
             + (SELECT count(*) FROM vm_observed WHERE vm_id IN (SELECT id FROM vm WHERE deleted_at IS NOT NULL))
             + (SELECT count(*) FROM vm_port WHERE vm_id IN (SELECT id FROM vm WHERE deleted_at IS NOT NULL))",
+    ),
+    (
+        "room, ports and names of updates that are over",
+        "SELECT (SELECT count(*) FROM vm WHERE held_vcpu + held_memory_mb + held_disk_gb > 0 AND deleted_at IS NULL)
+            + (SELECT count(*) FROM vm_port WHERE NOT active)
+            + (SELECT count(*) FROM vm_name n WHERE NOT EXISTS (SELECT 1 FROM vm v WHERE v.app_row = n.app_row
+                AND v.name = n.name AND v.deleted_at IS NULL))",
     ),
     (
         "living VMs without their name",

@@ -303,7 +303,15 @@ async fn leaving_end(
         .map_err(fault)?;
     let end = sealed.min(most);
     // One that is over, but whose last event is not sealed, is not proven yet.
-    let first: Option<(i64, Option<String>, Option<String>, Option<i64>, bool)> = sqlx::query_as(
+    #[derive(sqlx::FromRow)]
+    struct First {
+        position: i64,
+        uuid: Option<String>,
+        status: Option<String>,
+        created_at: Option<i64>,
+        young: bool,
+    }
+    let first: Option<First> = sqlx::query_as(
         "SELECT p.position, o.uuid, o.status, o.created_at, o.status IN ('done', 'failed', 'cancelled')
                 AND o.completed_at >= $3 AS young
          FROM event_position p LEFT JOIN operation_event e ON e.id = p.event_id
@@ -321,13 +329,13 @@ async fn leaving_end(
     .fetch_optional(&mut *snapshot)
     .await
     .map_err(fault)?;
-    let Some((position, operation, status, created_at, young)) = first else { return Ok((end, None)) };
-    let old = !young && created_at.is_none_or(|at| at < before.micros());
+    let Some(first) = first else { return Ok((end, None)) };
+    let old = !first.young && first.created_at.is_none_or(|at| at < before.micros());
     let held = old.then(|| Held {
-        operation: operation.unwrap_or_else(|| "unknown".to_owned()),
-        status: status.unwrap_or_else(|| "missing".to_owned()),
+        operation: first.uuid.unwrap_or_else(|| "unknown".to_owned()),
+        status: first.status.unwrap_or_else(|| "missing".to_owned()),
     });
-    Ok((position - 1, held))
+    Ok((first.position - 1, held))
 }
 
 /// Operations that left, with everything that belongs to them.

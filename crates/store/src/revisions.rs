@@ -20,7 +20,7 @@ use holdfast_model::error::Error;
 use holdfast_model::vm::PortMapping;
 use sqlx::QueryBuilder;
 
-use crate::vms::{Vm, name_taken, names_drop, port_row};
+use crate::vms::{Vm, name_take, names_drop, port_row};
 use crate::{Tx, fault, from_json, json};
 
 #[derive(sqlx::FromRow)]
@@ -181,7 +181,7 @@ pub async fn revision_insert(
     for port in &new.ports {
         port_insert(tx, vm, port).await?;
     }
-    name_take(tx, vm, &new.name).await
+    name_take(tx, vm.workspace_id, vm.app_row, &new.name).await
 }
 
 /// Takes a host port, unless the VM has it already.
@@ -201,23 +201,6 @@ async fn port_insert(tx: &mut Tx, vm: &Vm, port: &PortMapping) -> Result<(), Err
     .await
     .map(drop)
     .map_err(fault)
-}
-
-async fn name_take(tx: &mut Tx, vm: &Vm, name: &str) -> Result<(), Error> {
-    sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-        .bind(vm.workspace_id)
-        .bind(name)
-        .bind(vm.app_row)
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
-    let holder: i64 = sqlx::query_scalar("SELECT app_row FROM vm_name WHERE workspace_id = $1 AND name = $2")
-        .bind(vm.workspace_id)
-        .bind(name)
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(fault)?;
-    if holder == vm.app_row { Ok(()) } else { Err(name_taken(name)) }
 }
 
 /// Puts an operation's revision in force, or the one that it replaced.

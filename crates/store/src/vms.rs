@@ -1,5 +1,6 @@
 //! CVMs as every surface reads them, and the rows a new one is made of.
 
+use holdfast_engine::revision::Visibility;
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::node::VmReport;
@@ -8,7 +9,7 @@ use sqlx::QueryBuilder;
 
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
-use crate::{Db, Store, Tx, fault, from_json, is_duplicate, json, stored};
+use crate::{Db, Store, Tx, fault, from_json, json, stored};
 
 /// A CVM with everything the surfaces show of it.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -277,6 +278,7 @@ pub struct NewVm {
     pub user_config: Option<String>,
     pub listed: bool,
     pub restart_policy: RestartPolicy,
+    pub visibility: Visibility,
     pub ports: Vec<PortMapping>,
 }
 
@@ -288,22 +290,13 @@ pub async fn vm_insert(
     status: VmStatus,
     now: Timestamp,
 ) -> Result<i64, Error> {
-    let name = sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3)")
-        .bind(who.workspace_id)
-        .bind(&new.name)
-        .bind(new.app_row)
-        .execute(&mut **tx)
-        .await;
-    match name {
-        Ok(_) => {}
-        Err(e) if is_duplicate(&e) => return Err(name_taken(&new.name)),
-        Err(e) => return Err(fault(e)),
-    }
+    name_take(tx, who.workspace_id, new.app_row, &new.name).await?;
     let id: i64 = sqlx::query_scalar(
         "INSERT INTO vm (uuid, workspace_id, project_id, app_row, node_id, created_by, name, instance_id, status,
             instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names,
-            user_config, listed, restart_policy, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22)
+            user_config, listed, restart_policy, created_at, updated_at, public_logs, public_sysinfo, public_tcbinfo)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22,
+            $23, $24, $25)
          RETURNING id",
     )
     .bind(&new.uuid)
@@ -328,6 +321,9 @@ pub async fn vm_insert(
     .bind(new.listed)
     .bind(new.restart_policy.as_str())
     .bind(now.micros())
+    .bind(new.visibility.logs)
+    .bind(new.visibility.sysinfo)
+    .bind(new.visibility.tcbinfo)
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
@@ -347,6 +343,24 @@ pub async fn vm_insert(
         .map_err(fault)?;
     }
     Ok(id)
+}
+
+/// Takes a name for an app, unless the app has it already. Fails with `NameTaken` when another app has it.
+pub(crate) async fn name_take(tx: &mut Tx, workspace: i64, app_row: i64, name: &str) -> Result<(), Error> {
+    sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+        .bind(workspace)
+        .bind(name)
+        .bind(app_row)
+        .execute(&mut **tx)
+        .await
+        .map_err(fault)?;
+    let holder: i64 = sqlx::query_scalar("SELECT app_row FROM vm_name WHERE workspace_id = $1 AND name = $2")
+        .bind(workspace)
+        .bind(name)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)?;
+    if holder == app_row { Ok(()) } else { Err(name_taken(name)) }
 }
 
 /// The refusal of a name that another app of the workspace has.

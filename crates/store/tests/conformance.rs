@@ -11,8 +11,8 @@ use holdfast_model::node::Phase;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::RunState;
 use holdfast_store::history::{Filter, Operation};
-use holdfast_store::page::{From, Page, Sort, Total};
 use holdfast_store::operations::{Claimed, operation_load, operation_write};
+use holdfast_store::page::{From, Page, Sort, Total};
 use holdfast_store::vms::By;
 use holdfast_store::{FolderLock, OpenError, Store, commit, desired};
 use world::{NOW, World, principal, report};
@@ -177,11 +177,7 @@ async fn a_start_frees_leases_and_gives_waiting_steps_time() {
     let claimed = world.store.operations_claim("new", LEASE, 64, at(201)).await.expect("a claim");
     assert!(advance(&world, &claimed[0], at(201)).await);
     let page = newest(&world).await;
-    assert_eq!(
-        page.items[0].status().expect("a status"),
-        Status::Running,
-        "it did not time out while we were away"
-    );
+    assert_eq!(page.items[0].status().expect("a status"), Status::Running, "it did not time out while we were away");
 }
 
 #[tokio::test]
@@ -218,9 +214,8 @@ async fn pages_go_both_ways_while_others_write() {
     world.create("late-comer", 20_008).await.expect("a VM");
     let last = first.items.last().expect("three").place(&sort);
     let second = read(From::After(last)).await;
-    let names = |page: &Page<Operation>| -> Vec<String> {
-        page.items.iter().map(|o| o.resource_name.clone()).collect()
-    };
+    let names =
+        |page: &Page<Operation>| -> Vec<String> { page.items.iter().map(|o| o.resource_name.clone()).collect() };
     assert_eq!(
         (names(&first), names(&second)),
         (vec!["app-6".into(), "app-5".into(), "app-4".into()], vec!["app-3".into(), "app-2".into(), "app-1".into()],)

@@ -119,7 +119,8 @@ async fn filters_alone_and_together() {
         for sort in ["updated_at:asc", "updated_at:desc,created_at:asc"] {
             let mut sorted = ids(&list(&server, &format!("{query}&sort={sort}")).await);
             let mut expected = ids(&page);
-            (sorted.sort(), expected.sort());
+            sorted.sort();
+            expected.sort();
             assert_eq!(sorted, expected, "{query} {sort}");
         }
     }
@@ -243,7 +244,7 @@ async fn a_cursor_is_good_for_its_own_list_only() {
         format!("/holdfast/v1/operations?sort=updated_at:asc&cursor={cursor}"),
         format!("/holdfast/v1/operations?kind=vm&name_prefix=web&sort=updated_at:asc&cursor={cursor}"),
         format!("/holdfast/v1/operations?kind=vm&sort=updated_at:asc&cursor={bent}"),
-        format!("/holdfast/v1/operations?kind=vm&sort=updated_at:asc&cursor=x"),
+        "/holdfast/v1/operations?kind=vm&sort=updated_at:asc&cursor=x".to_owned(),
         format!("/v1/operations?kind=vm&sort=updated_at:asc&cursor={cursor}"),
         format!("/holdfast/v1/audit-logs?cursor={cursor}"),
     ];

@@ -308,8 +308,16 @@ impl Node {
             images: vec![image.clone()],
         };
         control.node_register(token, &hello).await.expect("a registered node");
-        let mut node =
-            Self { control, token, session: hello.session, seq: 0, held, ended: Arc::default(), images: vec![image], vms: HashMap::new() };
+        let mut node = Self {
+            control,
+            token,
+            session: hello.session,
+            seq: 0,
+            held,
+            ended: Arc::default(),
+            images: vec![image],
+            vms: HashMap::new(),
+        };
         node.report(Vec::new()).await;
         node
     }

@@ -92,24 +92,25 @@ mod tests {
     #[test]
     fn the_name_says_what_is_changed() {
         let before = Revision { compose: r#"{"a":1,"allowed_envs":[]}"#.to_owned(), ..Revision::default() };
-        let name = |changes: &[fn(&mut Revision)]| {
+        type Change = fn(&mut Revision);
+        let name = |changes: &[Change]| {
             let mut after = before.clone();
             changes.iter().for_each(|change| change(&mut after));
             plan_of(&before, &after).map(|plan| plan.name)
         };
-        let compose: fn(&mut Revision) = |r| {
+        let compose: Change = |r| {
             r.compose_hash = "bb".to_owned();
             r.compose = r.compose.replace("\"a\":1", "\"a\":2");
         };
-        let allowed: fn(&mut Revision) = |r| {
+        let allowed: Change = |r| {
             r.compose_hash.push('c');
             r.compose = r.compose.replace("[]", "[\"A\"]");
         };
-        let env: fn(&mut Revision) = |r| (r.encrypted_env, r.env_names) = (Some("00".to_owned()), vec!["A".to_owned()]);
-        let vcpu: fn(&mut Revision) = |r| r.vcpu = 2;
-        let hidden: fn(&mut Revision) = |r| r.visibility.logs = Some(false);
-        let renamed: fn(&mut Revision) = |r| r.name = "other".to_owned();
-        let cases: [(&[fn(&mut Revision)], &str); 12] = [
+        let env: Change = |r| (r.encrypted_env, r.env_names) = (Some("00".to_owned()), vec!["A".to_owned()]);
+        let vcpu: Change = |r| r.vcpu = 2;
+        let hidden: Change = |r| r.visibility.logs = Some(false);
+        let renamed: Change = |r| r.name = "other".to_owned();
+        let cases: [(&[Change], &str); 12] = [
             (&[compose], "compose_update"),
             (&[allowed], "compose_update"),
             (&[compose, env], "compose_update"),

@@ -6,6 +6,7 @@
 mod detail;
 mod device_allowlist;
 mod events;
+mod instances;
 mod list;
 mod redeploy;
 mod revisions;
@@ -31,6 +32,7 @@ use crate::{App, dry_run};
 const CVMS_OF_APP: i64 = 1000;
 
 pub fn routes() -> OpenApiRouter<App> {
+    let with_dry_run = OpenApiRouter::new().routes(routes!(instances::create)).routes(routes!(redeploy::of_cvm));
     OpenApiRouter::new()
         .routes(routes!(list::list))
         .routes(routes!(list::filter_options))
@@ -42,7 +44,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(revisions::list))
         .routes(routes!(revisions::get))
         .routes(routes!(redeploy::of_app))
-        .merge(dry_run::routes(OpenApiRouter::new().routes(routes!(redeploy::of_cvm))))
+        .merge(dry_run::routes(with_dry_run))
 }
 
 /// An app; its CVMs are in the variant of the schema version.

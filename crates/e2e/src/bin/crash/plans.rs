@@ -1,6 +1,7 @@
 //! The plans that are crashed: what each needs before it, what is asked, and how it must end whatever happens.
 //!
-//! The one rule: every plan of the engine is here, and those that can be undone a second time as undone.
+//! The one rule: every plan of the engine is here, and those that can be undone a second time as undone. Plans that differ
+//! in nothing but their names are here once.
 
 use holdfast_e2e::cloud::{COMPOSE, Cloud, SOON, step_state};
 use holdfast_e2e::truth;
@@ -46,7 +47,13 @@ const POWER_ON: Plan = plan("power_on", "power_on", "running", 1);
 const RESTART: Plan = plan("restart", "restart", "running", 1);
 const DELETE: Plan = plan("delete", "delete", "deleted", 0);
 
-pub const ALL: [Plan; 12] = [
+const COMPOSE_UPDATE: Plan = plan("compose_update", "compose_update", "running", 0);
+/// Another app.
+const CHANGED: &str = "services:\n  app:\n    image: other\n    ports: [\"8080:8080\"]\n";
+/// The simulated guest fails this one.
+const BROKEN: &str = "services:\n  holdfast-sim-fail:\n    image: x\n    ports: [\"8080:8080\"]\n";
+
+pub const ALL: [Plan; 16] = [
     CREATE,
     undone(CREATE, "create_undone_at_prepare", "prepare", "deleted"),
     undone(CREATE, "create_undone_at_start", "start", "deleted"),
@@ -56,6 +63,10 @@ pub const ALL: [Plan; 12] = [
     plan("power_off", "power_off", "stopped", 0),
     RESTART,
     Plan { name: "restart_queued", times: 2, ..RESTART },
+    COMPOSE_UPDATE,
+    Plan { name: "compose_update_undone", ends: ("failed", "running"), ..COMPOSE_UPDATE },
+    plan("resize", "resize", "running", 1),
+    plan("rename", "rename", "running", 0),
     DELETE,
     Plan { name: "qemu_create", qemu: true, ..CREATE },
     Plan { name: "qemu_delete", qemu: true, ..DELETE },
@@ -149,6 +160,23 @@ impl Plan {
             "power_on" => cloud.client.post(&format!("{path}/start"), None),
             "power_off" => cloud.client.post(&format!("{path}/stop"), None),
             "restart" => cloud.client.post(&format!("{path}/restart"), None),
+            "compose_update" => {
+                let compose = if self.ends.0 == "done" { CHANGED } else { BROKEN };
+                cloud.client.send(
+                    "PATCH",
+                    &path,
+                    &[],
+                    Some(json!({ "docker_compose_file": compose }).to_string().into()),
+                )
+            }
+            "resize" => {
+                let body = json!({ "vcpu": 2, "memory": 1024 }).to_string();
+                cloud.client.send("PATCH", &format!("{path}/resources"), &[], Some(body.into()))
+            }
+            "rename" => {
+                let body = json!({ "name": format!("{}-new", target.name) }).to_string();
+                cloud.client.send("PATCH", &format!("{path}/name"), &[], Some(body.into()))
+            }
             _ => cloud.client.delete(&path),
         };
         answer.ok()

@@ -1,0 +1,94 @@
+//! Further instances of an app: CVMs made like one that it has.
+//!
+//! The one rule: a new instance is what the app's newest CVM is now, its size, image, env and visibility included, unless
+//! the request says otherwise. Its disk is its own and empty: nothing of the other's data is copied.
+
+use holdfast_model::error::{Code, Error};
+use holdfast_store::Store;
+use holdfast_store::apps::App;
+use holdfast_store::idempotency::{idempotency_operation, idempotency_take};
+use holdfast_store::provisions::app_compose_insert;
+use holdfast_store::revisions::{revision_first, revision_in_force};
+use holdfast_store::vms::{Filter, Vm};
+use tokio::time::Instant;
+
+use crate::create::Blueprint;
+use crate::deploy::Wanted;
+use crate::update::Update;
+use crate::vms::not_found;
+use crate::{Control, Principal, RequestInfo};
+
+/// What is to be different in a new instance.
+#[derive(Debug, Clone, Default)]
+pub struct Instance {
+    /// Internal key of a node.
+    pub node_id: Option<i64>,
+    /// Hash of an app-compose.json that was provisioned in the workspace.
+    pub compose_hash: Option<String>,
+    pub docker_compose_file: Option<String>,
+    pub pre_launch_script: Option<String>,
+    /// Hex of the ciphertext.
+    pub encrypted_env: Option<String>,
+}
+
+impl Control {
+    /// Accepts the create operation of one more CVM of an app that has one.
+    pub async fn app_instance_create(
+        &self,
+        who: &Principal,
+        info: &RequestInfo,
+        app: &App,
+        instance: Instance,
+    ) -> Result<Vm, Error> {
+        let rows = [app.id];
+        let filter = Filter { workspace: Some(who.workspace_id), app_rows: Some(&rows), ..Filter::default() };
+        let source = self.store.vms(&filter, 1, 0).await?.pop().ok_or_else(|| {
+            Error::new(Code::CvmNotFound, "The app has no CVM that another could be made like; deploy it anew.")
+        })?;
+        let (now, began) = (self.now(), Instant::now());
+        let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency
+            && !idempotency_take(&mut tx, who.workspace_id, key, now).await?
+        {
+            let first = idempotency_operation(&mut tx, who.workspace_id, key).await?.ok_or_else(not_found)?;
+            drop(tx);
+            let first = self.operation_find(who, &first).await?;
+            return self.vm_find_any(who, &first.resource_uuid).await;
+        }
+        let source = Store::vm_in(&mut tx, source.id).await?;
+        revision_first(&mut tx, source.id, None, now).await?;
+        let current = revision_in_force(&mut tx, &source).await?;
+        let update = Update {
+            compose_hash: instance.compose_hash,
+            docker_compose_file: instance.docker_compose_file,
+            pre_launch_script: instance.pre_launch_script,
+            encrypted_env: instance.encrypted_env.filter(|text| !text.is_empty()),
+            ..Update::default()
+        };
+        let next = self.revised(who, &current, update).await?;
+        app_compose_insert(&mut tx, who.workspace_id, &next.compose_hash, &next.compose, now).await?;
+        let blueprint = Blueprint {
+            app_row: app.id,
+            app_id: app.app_id.clone(),
+            wanted: Wanted {
+                name: next.name,
+                instance_type: next.instance_type,
+                vcpu: next.vcpu,
+                memory_mb: next.memory_mb,
+                disk_gb: next.disk_gb,
+                image: next.image,
+                node_id: instance.node_id,
+                region: None,
+                listed: next.listed,
+                user_config: next.user_config,
+            },
+            compose: next.compose,
+            compose_hash: next.compose_hash,
+            encrypted_env: next.encrypted_env,
+            env_names: next.env_names,
+            restart_policy: source.restart_policy()?,
+            visibility: next.visibility,
+        };
+        self.vm_create(tx, who, info, blueprint, (now, began)).await
+    }
+}
