@@ -37,7 +37,7 @@ fn every_broken_rule_is_noticed_within_200_seeds() {
             Broken::Generations => &["generations"],
             Broken::Release => &["leftovers"],
             Broken::Wake => &["liveness"],
-            Broken::Promotion => &["liveness", "queue"],
+            Broken::Promotion => &["liveness", "queue", "order"],
             Broken::Order => &["order"],
             Broken::Turn => &["queue"],
         };

@@ -14,6 +14,7 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
         ("GET", format!("/apps/{app}")),
         ("GET", format!("/apps/{app}/cvms")),
         ("GET", format!("/apps/{app}/device-allowlist")),
+        ("POST", format!("/apps/{app}/instances")),
         ("GET", format!("/apps/{app}/events")),
         ("GET", format!("/apps/{app}/usage")),
         ("GET", format!("/apps/{app}/revisions")),
