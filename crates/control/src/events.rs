@@ -5,9 +5,11 @@
 //! a restart of the server.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use holdfast_model::error::Error;
 use holdfast_store::feed::Positioned;
 use holdfast_store::retention::Base;
@@ -24,9 +26,37 @@ const PAGE: i64 = 500;
 /// The table is looked at this often, should a bell be missed or another process have written.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// An event on its way to all who watch.
+#[derive(Debug)]
+pub struct Fed {
+    event: Positioned,
+    frame: OnceLock<Bytes>,
+}
+
+impl Fed {
+    /// What streams send of this event: made by the first watcher, shared by the others.
+    pub fn frame(&self, make: impl FnOnce(&Positioned) -> Bytes) -> Bytes {
+        self.frame.get_or_init(|| make(&self.event)).clone()
+    }
+}
+
+impl From<Positioned> for Fed {
+    fn from(event: Positioned) -> Self {
+        Self { event, frame: OnceLock::new() }
+    }
+}
+
+impl Deref for Fed {
+    type Target = Positioned;
+
+    fn deref(&self) -> &Positioned {
+        &self.event
+    }
+}
+
 /// Where new events are handed out.
 #[derive(Debug, Clone)]
-pub struct Feed(broadcast::Sender<Arc<Positioned>>);
+pub struct Feed(broadcast::Sender<Arc<Fed>>);
 
 impl Default for Feed {
     fn default() -> Self {
@@ -71,7 +101,7 @@ async fn follow(control: &Control, position: &mut Option<i64>) -> Result<(), Err
         after = last.position;
         for event in events {
             // An error only says that the last watcher has just gone.
-            let _ = control.feed.0.send(Arc::new(event));
+            let _ = control.feed.0.send(Arc::new(event.into()));
         }
         *position = Some(after);
     }
@@ -80,8 +110,8 @@ async fn follow(control: &Control, position: &mut Option<i64>) -> Result<(), Err
 /// One watcher's view of the feed: the events of a workspace, or of one operation.
 pub struct Watch {
     control: Control,
-    live: broadcast::Receiver<Arc<Positioned>>,
-    waiting: VecDeque<Arc<Positioned>>,
+    live: broadcast::Receiver<Arc<Fed>>,
+    waiting: VecDeque<Arc<Fed>>,
     /// Everything up to here was handed out or is not for this watcher.
     position: i64,
     behind: bool,
@@ -119,8 +149,8 @@ impl Control {
 }
 
 impl Watch {
-    /// The next event, whenever it comes.
-    pub async fn next(&mut self) -> Result<Arc<Positioned>, Error> {
+    /// The next event, whenever it comes. May be dropped while it waits: nothing is lost then.
+    pub async fn next(&mut self) -> Result<Arc<Fed>, Error> {
         loop {
             if let Some(event) = self.waiting.pop_front() {
                 return Ok(event);
@@ -156,7 +186,7 @@ impl Watch {
             let seen = store.last_position().await?;
             let events = store.events_of_after(operation, self.position).await?;
             self.position = events.last().map_or(seen, |last| last.position.max(seen)).max(self.position);
-            self.waiting.extend(events.into_iter().map(Arc::new));
+            self.waiting.extend(events.into_iter().map(|event| Arc::new(event.into())));
             self.behind = false;
             return Ok(());
         }
@@ -165,7 +195,8 @@ impl Watch {
         if let Some(last) = events.last() {
             self.position = last.position;
         }
-        let wanted: Vec<_> = events.into_iter().filter(|e| self.wants(e)).map(Arc::new).collect();
+        let wanted: Vec<_> =
+            events.into_iter().filter(|e| self.wants(e)).map(|event| Arc::new(Fed::from(event))).collect();
         self.waiting.extend(wanted);
         Ok(())
     }

@@ -7,10 +7,11 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::Stream;
 use holdfast_control::events::Watch;
 use holdfast_model::Timestamp;
@@ -151,11 +152,13 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Error> {
     position.map(Some).ok_or_else(|| Error::field("header", "Last-Event-ID", "int_parsing", "must be a position"))
 }
 
+/// Every watcher of an event gets the same bytes, so they are written here and not by a builder of one stream's events.
 fn sse(watch: Watch, of_one: bool, ended: bool) -> Response {
-    Sse::new(pieces(watch, of_one, ended)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (headers, Body::from_stream(pieces(watch, of_one, ended))).into_response()
 }
 
-fn pieces(watch: Watch, of_one: bool, ended: bool) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+fn pieces(watch: Watch, of_one: bool, ended: bool) -> impl Stream<Item = Result<Bytes, Infallible>> {
     futures_util::stream::unfold((watch, ended), move |(mut watch, ended)| async move {
         if ended {
             return None;
@@ -163,16 +166,17 @@ fn pieces(watch: Watch, of_one: bool, ended: bool) -> impl Stream<Item = Result<
         if let Some(base) = watch.left.take() {
             return Some((Ok(archived(base)), (watch, false)));
         }
-        match watch.next().await {
-            Ok(event) => {
+        match tokio::time::timeout(KEEP_ALIVE, watch.next()).await {
+            Ok(Ok(event)) => {
                 let last = of_one && ends_operation(&event);
-                Some((Ok(frame(&event)), (watch, last)))
+                Some((Ok(event.frame(frame)), (watch, last)))
             }
             // The client comes back with the last id it has, and goes on from there.
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::error!(%error, "an event stream ended");
                 None
             }
+            Err(_) => Some((Ok(Bytes::from_static(b":\n\n")), (watch, false))),
         }
     })
 }
@@ -182,13 +186,11 @@ fn ends_operation(event: &Positioned) -> bool {
     event.step.is_none() && !event.event_type.ends_with(".start")
 }
 
-fn archived(base: Base) -> SseEvent {
-    let data = ArchivedEvent { position: base.position, over_before: base.over_before };
-    let data = serde_json::to_string(&data).unwrap_or_default();
-    SseEvent::default().id(base.position.to_string()).event("archived").data(data)
+fn archived(base: Base) -> Bytes {
+    sse_event(base.position, "archived", &ArchivedEvent { position: base.position, over_before: base.over_before })
 }
 
-fn frame(event: &Positioned) -> SseEvent {
+fn frame(event: &Positioned) -> Bytes {
     let data = StreamEvent {
         position: event.position,
         operation_id: event.operation_uuid.clone(),
@@ -201,6 +203,11 @@ fn frame(event: &Positioned) -> SseEvent {
         timestamp: Timestamp(event.at),
         state: event.state.clone(),
     };
-    let data = serde_json::to_string(&data).unwrap_or_default();
-    SseEvent::default().id(event.position.to_string()).event("operation").data(data)
+    sse_event(event.position, "operation", &data)
+}
+
+/// JSON has no line breaks outside of its strings and escapes those inside, so the data is one line.
+fn sse_event(id: i64, kind: &str, data: &impl Serialize) -> Bytes {
+    let data = serde_json::to_string(data).unwrap_or_default();
+    format!("id: {id}\nevent: {kind}\ndata: {data}\n\n").into()
 }
