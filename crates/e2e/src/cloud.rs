@@ -67,13 +67,29 @@ impl Cloud {
     /// Server and node in processes of their own.
     pub fn apart(hypervisor: &[&str]) -> Self {
         let folder = short_folder();
-        let data = folder.path().join("d");
-        let options = Options::new(crate::binary(), &data).args(["--node", "none"]);
-        let mut server = Server::launch(options).expect("the server starts");
+        let options = Options::new(crate::binary(), folder.path().join("d"));
+        Self::apart_with(folder, options, hypervisor, Vec::new())
+    }
+
+    /// The server as it is told, the node with these options and variables.
+    pub fn apart_with(folder: TempDir, options: Options, hypervisor: &[&str], env: Vec<(String, String)>) -> Self {
+        let node = folder.path().join("n");
+        Self::apart_at(folder, options, hypervisor, env, node)
+    }
+
+    /// The same, with the node's folder.
+    pub fn apart_at(
+        folder: TempDir,
+        options: Options,
+        hypervisor: &[&str],
+        env: Vec<(String, String)>,
+        folder_of_node: PathBuf,
+    ) -> Self {
+        let mut server = Server::launch(options.args(["--node", "none"])).expect("the server starts");
         server.wait_ready().expect("a server without a node of its own is ready at once");
         let client = server.client().expect("the first start wrote admin.key");
         let token = node_token(&server, &client);
-        let node = Node::start(&crate::binary(), &server.url(), &token, &folder.path().join("n"), hypervisor);
+        let node = Node::start_with(&crate::binary(), &server.url(), &token, &folder_of_node, hypervisor, env);
         let node = node.expect("the node starts");
         let cloud = Self { node: Some(node), server, client, folder, token: Some(token) };
         cloud.wait_node();
@@ -96,6 +112,11 @@ impl Cloud {
 
     pub fn data_dir(&self) -> PathBuf {
         self.server.data_dir().to_owned()
+    }
+
+    /// Where the node keeps its records.
+    pub fn node_dir(&self) -> PathBuf {
+        self.node.as_ref().map_or_else(|| self.data_dir(), |node| node.data_dir.clone()).join("node")
     }
 
     /// Deploys, and answers (uuid, id of the create operation). Does not wait.
@@ -199,6 +220,6 @@ fn node_token(server: &Server, client: &Client) -> String {
 }
 
 /// The paths of unix sockets below it must stay below 108 bytes.
-fn short_folder() -> TempDir {
+pub fn short_folder() -> TempDir {
     tempfile::Builder::new().prefix("hf").tempdir_in(Path::new("/tmp")).expect("/tmp is writable")
 }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cloud;
 pub mod leftovers;
 pub mod sdk;
+pub mod small;
 pub mod truth;
 
 use std::path::PathBuf;

@@ -52,7 +52,7 @@ const NEVER: [(&str, &str); 13] = [
     (
         "VMs without exactly one create",
         "SELECT count(*) FROM vm v WHERE (SELECT count(*) FROM operation o WHERE o.resource_id = v.id
-            AND o.operation_type = 'create') <> 1",
+            AND o.operation_type IN ('create', 'replicate')) <> 1",
     ),
     (
         "claims of operations that are over",
@@ -163,7 +163,7 @@ pub fn assert_story(cloud: &Cloud, operation: &Value) {
 
 /// What the node keeps of a VM: what is wanted, and what runs it.
 fn node_record(cloud: &Cloud, cvm: &str) -> Option<(Value, Value)> {
-    let node = cloud.data_dir().join("node");
+    let node = cloud.node_dir();
     let read = |path: PathBuf| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
     if let Some(record) = read(node.join("simulated").join(format!("{cvm}.json"))) {
         return Some((record["desired"].clone(), record["runtime"].clone()));
@@ -172,8 +172,9 @@ fn node_record(cloud: &Cloud, cvm: &str) -> Option<(Value, Value)> {
     Some((read(folder.join("desired.json"))?, read(folder.join("runtime.json")).unwrap_or_default()))
 }
 
-/// Why server and node do not yet say the same of a VM that exists; `None` when they do.
-pub fn disagreement(cloud: &Cloud, cvm: &str) -> Option<String> {
+/// Why server and node do not yet say the same of a VM that exists; `None` when they do. `restarts`: how often the machine
+/// may have ended without having been told to.
+pub fn disagreement(cloud: &Cloud, cvm: &str, restarts: u64) -> Option<String> {
     let sql = "SELECT d.generation, d.run_state, d.boot_epoch, COALESCE(o.generation, -1), COALESCE(o.phase, ''),
             COALESCE(o.boot_epoch, -1), v.status, (SELECT count(*) FROM vm_port p WHERE p.vm_id = v.id)
         FROM vm v JOIN vm_desired d ON d.vm_id = v.id LEFT JOIN vm_observed o ON o.vm_id = v.id WHERE v.uuid = $1";
@@ -185,15 +186,19 @@ pub fn disagreement(cloud: &Cloud, cvm: &str) -> Option<String> {
     let server = format!("wanted {wanted} #{generation} epoch {epoch}, seen {phase} #{seen} epoch {seen_epoch}");
     let Some((desired, runtime)) = node_record(cloud, cvm) else { return Some(format!("{server}; no node record")) };
     // The script of a real guest publishes none.
-    let published = i64::from(!cloud.data_dir().join("node/vms").exists());
+    let published = i64::from(!cloud.node_dir().join("vms").exists());
     let life = if wanted == "running" { "on" } else { "off" };
     let same = (generation, wanted.as_str(), wanted.as_str()) == (seen, phase.as_str(), status.as_str())
         && ports == published
         && desired["generation"] == generation
         && desired["run_state"] == wanted.as_str()
         && desired["boot_epoch"] == epoch
-        && runtime["life"] == life
-        && (wanted != "running" || (runtime["epoch"] == epoch && seen_epoch == epoch && runtime["restarts"] == 0));
+        // The record of a machine that ended by itself, and was not wanted any more, says so.
+        && (runtime["life"] == life || (restarts > 0 && life == "off"))
+        && (wanted != "running"
+            || (runtime["epoch"] == epoch
+                && seen_epoch == epoch
+                && runtime["restarts"].as_u64().is_some_and(|n| n <= restarts)));
     let all = || format!("{server}, status {status}, {ports} ports; node: {desired} {runtime}");
     (!same).then(all)
 }

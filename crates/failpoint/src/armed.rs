@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -14,6 +14,8 @@ static FOLDER: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| std::env::var_os("HOLDFAST_FAILPOINTS").filter(|v| !v.is_empty()).map(PathBuf::from));
 /// Who started this process, as of the first point, which comes by long before anybody dies.
 static PARENT: LazyLock<Option<Pid>> = LazyLock::new(rustix::process::getppid);
+/// Ends every machine of this process's node.
+static MACHINES: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 static COUNTS: LazyLock<Mutex<Counts>> = LazyLock::new(Mutex::default);
 
 #[derive(Default)]
@@ -39,16 +41,26 @@ pub fn hit(point: &str) {
             let file = OpenOptions::new().create(true).append(true).open(folder.join("points"));
             let _ = file.and_then(|mut file| writeln!(file, "{point}"));
         }
-        (Some("crash"), Some(wanted), Some(n)) if wanted == point => {
-            let n = n.parse().unwrap_or(1);
+        (Some(act @ ("crash" | "machines")), Some(wanted), Some(n)) if wanted == point => {
+            let (n, machines) = (n.parse().unwrap_or(1), act == "machines");
             let hits = counts.hits.entry(point.to_owned()).or_default();
             *hits += 1;
             if *hits == n {
-                die();
+                match MACHINES.get().filter(|_| machines) {
+                    Some(end) => {
+                        let _ = fs::write(folder.join("struck"), point);
+                        end();
+                    }
+                    None => die(),
+                }
             }
         }
         _ => {}
     }
+}
+
+pub fn machines(end: impl Fn() + Send + Sync + 'static) {
+    let _ = MACHINES.set(Box::new(end));
 }
 
 /// As `kill -9`: no destructor, no flush, no signal handler. Whoever counts holds the lock, so that no other point is passed.

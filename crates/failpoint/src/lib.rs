@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `armed` with `record` | each point that is come by is appended to `points` |
 //! | `armed` with `crash`, a point and a number, a line each | at the n-th time it is come by, the process is killed |
+//! | `armed` with `machines`, a point and a number | at that time every machine that [`machines`] knows is ended, and `struck` is written |
 //! | `fail` | each of its lines is a point whose act fails |
 
 #![forbid(unsafe_code)]
@@ -61,6 +62,15 @@ pub fn fails(point: &str) -> bool {
         let _ = point;
         false
     }
+}
+
+/// Says how the machines of this process's node can be ended at a point. The first one who says so is asked.
+#[inline]
+pub fn machines(end: impl Fn() + Send + Sync + 'static) {
+    #[cfg(feature = "enabled")]
+    armed::machines(end);
+    #[cfg(not(feature = "enabled"))]
+    let _ = end;
 }
 
 /// A wait that is long only for the sake of real guests; short while points are in use.

@@ -193,25 +193,46 @@ pub struct Node {
     binary: PathBuf,
     pub data_dir: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     token: String,
     child: Option<Child>,
 }
 
 impl Node {
     pub fn start(binary: &Path, server: &str, token: &str, data_dir: &Path, args: &[&str]) -> Result<Self> {
+        Self::start_with(binary, server, token, data_dir, args, Vec::new())
+    }
+
+    /// With more variables in its environment.
+    pub fn start_with(
+        binary: &Path,
+        server: &str,
+        token: &str,
+        data_dir: &Path,
+        args: &[&str],
+        env: Vec<(String, String)>,
+    ) -> Result<Self> {
         fs::create_dir_all(data_dir)?;
         let mut all = vec!["--server".to_owned(), server.to_owned()];
         all.extend(args.iter().map(|a| (*a).to_owned()));
         let (binary, data_dir) = (binary.to_owned(), data_dir.to_owned());
-        let mut node = Self { binary, data_dir, args: all, token: token.to_owned(), child: None };
+        let mut node = Self { binary, data_dir, args: all, env, token: token.to_owned(), child: None };
         node.restart()?;
         Ok(node)
+    }
+
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(match &mut self.child {
+            Some(child) => child.try_wait()?.is_none(),
+            None => false,
+        })
     }
 
     pub fn restart(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.data_dir.join("node.log"))?;
         let mut command = Command::new(&self.binary);
         command.arg("node").args(&self.args).args(["--token", &self.token]).arg("--data-dir").arg(&self.data_dir);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.child = Some(command.spawn().context("start the node")?);
         Ok(())

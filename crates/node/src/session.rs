@@ -63,7 +63,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let context = Arc::new(Context {
         hypervisor: hypervisor.clone(),
         reports: Arc::new(Reports::default()),
-        restart_backoff: config.restart_backoff,
+        restart_backoff: holdfast_failpoint::patience(config.restart_backoff),
         boot_id: host::boot_id(),
         began: Instant::now(),
     });

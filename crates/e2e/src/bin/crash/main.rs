@@ -1,4 +1,5 @@
-//! Stops the real server dead at every commit and every effect of every plan, starts it again, and checks.
+//! Stops the real server dead at every commit and every effect of every plan, starts it again, and checks. In the plans
+//! that change a CVM its node alone, its machine and its whole host die too.
 //!
 //! The one rule: the points are not written down anywhere. Each plan is run once to learn which it comes by and how often;
 //! then it is crashed at each of them. Started by `cargo xtask crash`.
@@ -19,6 +20,8 @@ use crate::plans::Plan;
 
 /// Cases that run at a time. They mostly wait.
 const PARALLEL: usize = 6;
+/// The same, of each victim that dies alone.
+const PARALLEL_STRUCK: usize = 2;
 /// A plan does not come by every point as often each time: reports are gathered. More misses than this share fail.
 const MISSES: f64 = 0.15;
 /// Hits of one point that are crashed with real guests.
@@ -62,10 +65,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let wanted = |p: &&Plan| asked.plan.as_ref().is_none_or(|name| p.name == name);
-    let chosen: Vec<Plan> = plans::ALL.iter().filter(wanted).copied().collect();
+    let wanted = |p: &Plan| asked.plan.as_ref().is_none_or(|name| p.title() == *name);
+    let chosen: Vec<Plan> = plans::all().into_iter().filter(wanted).collect();
     if chosen.is_empty() {
-        eprintln!("plans: {}", plans::ALL.map(|p| p.name).join(", "));
+        eprintln!("plans: {}", plans::all().iter().map(Plan::title).collect::<Vec<_>>().join(", "));
         return ExitCode::from(2);
     }
     // A failed check is told by us, in one line, with how to see it again.
@@ -88,21 +91,21 @@ fn main() -> ExitCode {
     // A queue for the plans that share a server, and one for each that needs its own.
     let mut queues: BTreeMap<&str, Mutex<VecDeque<Case>>> = BTreeMap::new();
     for case in cases.drain(..) {
-        let queue = queues.entry(case.plan.own_server().unwrap_or_default()).or_default();
+        let queue = queues.entry(case.plan.server()).or_default();
         queue.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).push_back(case);
     }
     let tally = Mutex::new(Tally::default());
     let progress = Mutex::new((start, 0));
     std::thread::scope(|scope| {
         for (name, queue) in &queues {
-            for _ in 0..if name.is_empty() { PARALLEL } else { 1 } {
+            for _ in 0..workers(name) {
                 scope.spawn(|| work(queue, &tally, &progress, total));
             }
         }
     });
     let tally = tally.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     for case in &tally.missed {
-        println!("not come by this time: {} {} hit {}", case.plan.name, case.point, case.hit);
+        println!("not come by this time: {} {} hit {}", case.plan.title(), case.point, case.hit);
     }
     let missed = tally.missed.len();
     println!(
@@ -116,16 +119,26 @@ fn main() -> ExitCode {
     if tally.failed.is_empty() && !too_many { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Cases of a queue that run at a time.
+fn workers(queue: &str) -> usize {
+    match queue {
+        "" => PARALLEL,
+        _ if queue.starts_with('@') => PARALLEL_STRUCK,
+        _ => 1,
+    }
+}
+
 /// Runs each plan once and turns what it came by into cases.
 fn generate(chosen: &[Plan]) -> Vec<Case> {
     let binary = holdfast_e2e::binary();
     let mut cases = Vec::new();
-    let mut chain: Option<Chain> = None;
+    let mut chain: Option<(&str, Chain)> = None;
     for &plan in chosen {
-        // The simulated plans share a server.
-        let mut own = chain.take().filter(|_| plan.own_server().is_none()).unwrap_or_else(|| Chain::new(&binary, plan));
+        // Neighbours in the list share a server.
+        let shared = chain.take().filter(|(server, _)| *server == plan.server()).map(|(_, chain)| chain);
+        let mut own = shared.unwrap_or_else(|| Chain::new(&binary, plan));
         let mut points = own.record(plan);
-        chain = plan.own_server().is_none().then_some(own);
+        chain = Some((plan.server(), own));
         if plan.qemu {
             // The commits are the same as with simulated guests; what QEMU adds are the node's effects.
             points.retain(|point| !point.starts_with("commit.") && !point.starts_with("report."));
@@ -140,7 +153,7 @@ fn generate(chosen: &[Plan]) -> Vec<Case> {
                 cases.push(Case { plan, point: point.clone(), hit: *hit });
             }
         }
-        println!("{}: {} points", plan.name, cases.len() - before);
+        println!("{}: {} points", plan.title(), cases.len() - before);
         for (point, n) in hits {
             println!("  {n:3} x {point}");
         }
@@ -163,7 +176,7 @@ fn work(queue: &Mutex<VecDeque<Case>>, tally: &Mutex<Tally>, progress: &Mutex<(I
             Ok(false) => tally.missed.push(case),
             Err(panic) => {
                 let kept = chain.take().map(Chain::keep).unwrap_or_default();
-                println!("FAILED {} at {} hit {}: {}", case.plan.name, case.point, case.hit, text(&*panic));
+                println!("FAILED {} at {} hit {}: {}", case.plan.title(), case.point, case.hit, text(&*panic));
                 println!("  data kept in {}; again: {}", kept.display(), again(&case));
                 tally.failed.push(case);
             }
@@ -178,7 +191,7 @@ fn work(queue: &Mutex<VecDeque<Case>>, tally: &Mutex<Tally>, progress: &Mutex<(I
 }
 
 fn again(case: &Case) -> String {
-    format!("cargo xtask crash --plan {} --point {} --hit {}", case.plan.name, case.point, case.hit)
+    format!("cargo xtask crash --plan {} --point {} --hit {}", case.plan.title(), case.point, case.hit)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

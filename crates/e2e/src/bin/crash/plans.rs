@@ -1,7 +1,7 @@
 //! The plans that are crashed: what each needs before it, what is asked, and how it must end whatever happens.
 //!
 //! The one rule: every plan of the engine is here, and those that can be undone a second time as undone. Plans that differ
-//! in nothing but their names are here once.
+//! in nothing but their names are here once. Those of [`STRUCK`] are here once more for each [`Victim`].
 
 use holdfast_e2e::cloud::{COMPOSE, Cloud, SOON, step_state};
 use holdfast_e2e::truth;
@@ -9,10 +9,49 @@ use holdfast_harness::client::Answer;
 use holdfast_harness::{operation, until};
 use serde_json::{Value, json};
 
+/// Who dies at the point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The server, with its node in the same process.
+    Both,
+    /// The server; its node, a process of its own, goes on.
+    Server,
+    /// The node; its server goes on.
+    Node,
+    /// The machine that runs the VM.
+    Machine,
+    /// The whole host, by its power: server, node and machines, and what comes up has another boot id.
+    Host,
+}
+
+impl Victim {
+    /// Appended to the plan's name for `--plan`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Both => "",
+            Self::Server => "@server",
+            Self::Node => "@node",
+            Self::Machine => "@machine",
+            Self::Host => "@host",
+        }
+    }
+
+    /// Server and node are processes of their own.
+    pub fn is_apart(self) -> bool {
+        matches!(self, Self::Server | Self::Node)
+    }
+
+    /// The VM ends without anybody having asked for it.
+    pub fn ends_machines(self) -> bool {
+        matches!(self, Self::Machine | Self::Host)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// For `--plan`.
     pub name: &'static str,
+    pub victim: Victim,
     pub operation_type: &'static str,
     /// A point of the node whose act fails, so that the plan is undone.
     pub fails: Option<&'static str>,
@@ -25,6 +64,8 @@ pub struct Plan {
     pub qemu: bool,
     /// A cancel follows as soon as the node is at work, before the pivot.
     pub cancelled: bool,
+    /// Another CVM of an app that has one.
+    pub further: bool,
 }
 
 /// What the client was answered: status codes, none where there was no answer.
@@ -35,7 +76,18 @@ pub struct Answered {
 }
 
 const fn plan(name: &'static str, operation_type: &'static str, cvm: &'static str, epochs: i64) -> Plan {
-    Plan { name, operation_type, fails: None, ends: ("done", cvm), epochs, times: 1, qemu: false, cancelled: false }
+    Plan {
+        name,
+        victim: Victim::Both,
+        operation_type,
+        fails: None,
+        ends: ("done", cvm),
+        epochs,
+        times: 1,
+        qemu: false,
+        cancelled: false,
+        further: false,
+    }
 }
 
 const fn undone(plan: Plan, name: &'static str, fails: &'static str, cvm: &'static str) -> Plan {
@@ -48,35 +100,55 @@ const RESTART: Plan = plan("restart", "restart", "running", 1);
 const DELETE: Plan = plan("delete", "delete", "deleted", 0);
 
 const COMPOSE_UPDATE: Plan = plan("compose_update", "compose_update", "running", 0);
+const COMPOSE_UPDATE_UNDONE: Plan =
+    Plan { name: "compose_update_undone", ends: ("failed", "running"), ..COMPOSE_UPDATE };
+const RESIZE: Plan = plan("resize", "resize", "running", 1);
+const POWER_OFF: Plan = plan("power_off", "power_off", "stopped", 0);
+const REPLICATE: Plan = Plan { name: "replicate", further: true, ..CREATE };
 /// Another app.
 const CHANGED: &str = "services:\n  app:\n    image: other\n    ports: [\"8080:8080\"]\n";
 /// The simulated guest fails this one.
 const BROKEN: &str = "services:\n  holdfast-sim-fail:\n    image: x\n    ports: [\"8080:8080\"]\n";
 
-pub const ALL: [Plan; 16] = [
+const ALONE: [Plan; 17] = [
     CREATE,
     undone(CREATE, "create_undone_at_prepare", "prepare", "deleted"),
     undone(CREATE, "create_undone_at_start", "start", "deleted"),
     Plan { name: "create_cancelled", cancelled: true, ends: ("cancelled", "deleted"), ..CREATE },
+    REPLICATE,
     POWER_ON,
     undone(POWER_ON, "power_on_undone", "start", "stopped"),
-    plan("power_off", "power_off", "stopped", 0),
+    POWER_OFF,
     RESTART,
     Plan { name: "restart_queued", times: 2, ..RESTART },
     COMPOSE_UPDATE,
-    Plan { name: "compose_update_undone", ends: ("failed", "running"), ..COMPOSE_UPDATE },
-    plan("resize", "resize", "running", 1),
+    COMPOSE_UPDATE_UNDONE,
+    RESIZE,
     plan("rename", "rename", "running", 0),
     DELETE,
     Plan { name: "qemu_create", qemu: true, ..CREATE },
     Plan { name: "qemu_delete", qemu: true, ..DELETE },
 ];
 
+/// In these every process dies on its own, and the power is cut.
+const STRUCK: [Plan; 5] = [COMPOSE_UPDATE, COMPOSE_UPDATE_UNDONE, RESIZE, POWER_OFF, REPLICATE];
+
+/// Every plan with every victim. Only root can give a server another boot id.
+pub fn all() -> Vec<Plan> {
+    let root = rustix::process::geteuid().is_root();
+    let victims = [Victim::Server, Victim::Node, Victim::Machine, Victim::Host];
+    let victims = victims.into_iter().filter(|victim| root || *victim != Victim::Host);
+    let struck = victims.flat_map(|victim| STRUCK.map(|plan| Plan { victim, ..plan }));
+    ALONE.into_iter().chain(struck).collect()
+}
+
 /// What a plan is run on.
 pub struct Target {
     pub name: String,
     /// Known before the request, except for a create.
     pub cvm: Option<String>,
+    /// The CVM that another one is made like.
+    pub model: Option<String>,
     provisioned: Value,
 }
 
@@ -90,9 +162,14 @@ impl Plan {
         json!({ "compose_file": script })
     }
 
-    /// A server of its own: `None` for the plans that share one.
-    pub fn own_server(&self) -> Option<&'static str> {
-        (self.qemu || self.cancelled).then_some(self.name)
+    /// For `--plan`.
+    pub fn title(&self) -> String {
+        format!("{}{}", self.name, self.victim.suffix())
+    }
+
+    /// Plans that can be run on the same server, one after the other, say the same word here.
+    pub fn server(&self) -> &'static str {
+        if self.qemu || self.cancelled { self.name } else { self.victim.suffix() }
     }
 
     /// How long each step of a simulated VM takes.
@@ -107,8 +184,8 @@ impl Plan {
 
     /// Brings the cloud to where the plan can begin.
     pub fn set_up(&self, cloud: &Cloud, name: &str) -> Target {
-        let mut target = Target { name: name.to_owned(), cvm: None, provisioned: Value::Null };
-        if self.operation_type == "create" {
+        let mut target = Target { name: name.to_owned(), cvm: None, model: None, provisioned: Value::Null };
+        if self.operation_type == "create" && !self.further {
             let answer = cloud.client.provision(name, COMPOSE, &self.app()).and_then(Answer::ok);
             target.provisioned = answer.expect("provisioned");
             return target;
@@ -121,7 +198,13 @@ impl Plan {
             let stop = cloud.power(&cvm, "stop");
             cloud.done(&stop, SOON);
         }
-        target.cvm = Some(cvm);
+        if self.further {
+            let detail = cloud.client.get(&format!("/api/v1/cvms/{cvm}")).and_then(Answer::ok).expect("the CVM");
+            target.provisioned = detail["app_id"].clone();
+            target.model = Some(cvm);
+        } else {
+            target.cvm = Some(cvm);
+        }
         target
     }
 
@@ -154,6 +237,10 @@ impl Plan {
         let cvm = target.cvm.as_deref().unwrap_or_default();
         let path = format!("/api/v1/cvms/{cvm}");
         let answer = match self.operation_type {
+            "create" if self.further => {
+                let app = target.provisioned.as_str().unwrap_or_default();
+                cloud.client.post(&format!("/api/v1/apps/{app}/instances"), Some(&json!({})))
+            }
             "create" => cloud.client.commit(&target.provisioned, None),
             // Where operations wait for their turn.
             _ if self.times > 1 => cloud.client.post(&format!("/v1/compute/vms/{cvm}/{}", self.operation_type), None),
