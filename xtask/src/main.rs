@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod bench;
+mod contract;
 mod crash;
 mod deny;
 mod interrupt;
@@ -29,7 +30,8 @@ cargo xtask crash [--plan P [--point X --hit N]]    the server stopped dead at e
 cargo xtask sim [--seeds N] [--seed S]              engine, nodes and faults, simulated; --seed alone replays
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
 cargo xtask bench ops [--quick] [--only FIGURE]     operations per second, and pages and streams of them
-cargo xtask openapi                                 writes openapi/*.json from the code";
+cargo xtask openapi                                 writes openapi/*.json from the code
+cargo xtask contract PAGES                          what the contract tests hold answers to, from the Phala API's pages";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -52,6 +54,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["bench", "boot", rest @ ..] => bench::run(rest),
         ["bench", "ops", rest @ ..] => bench::ops(rest),
         ["openapi"] => artifacts::openapi(),
+        ["contract", rest @ ..] => contract::run(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

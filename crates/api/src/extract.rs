@@ -309,6 +309,12 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
 
 /// Parses JSON and says where it is wrong.
 fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    // Serde would take a list for an object whose names were left out.
+    if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+        let message = "must be an object".to_owned();
+        let detail = Detail { loc: vec!["body".to_owned()], message: message.clone(), kind: "dict_type".to_owned() };
+        return Err(Error { details: vec![detail], ..Error::new(Code::InvalidRequest, message) });
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -362,6 +368,7 @@ mod tests {
         };
         assert_eq!(loc(r#"{"inner":null}"#), ("body.name".into(), "missing".into()));
         assert_eq!(loc(r#"{"name":"a","inner":{"vcpu":"x"}}"#), ("body.inner.vcpu".into(), "value_error".into()));
+        assert_eq!(loc(" [\"a\", null]"), ("body".into(), "dict_type".into()));
         assert_eq!(loc("{").1, "json_invalid");
         assert_eq!(loc("").1, "json_invalid");
         assert_eq!(loc("{\"name\":\"a\"} x").1, "json_invalid");

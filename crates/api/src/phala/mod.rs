@@ -5,6 +5,7 @@
 mod apps;
 mod auth;
 mod cvms;
+mod document;
 mod instance_types;
 mod kms;
 mod kms_info;
@@ -57,7 +58,7 @@ impl Modify for Security {
 
 /// Every route of this surface, with its document.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(auth::me))
         .routes(routes!(workspaces::list))
         .routes(routes!(workspaces::get))
@@ -74,5 +75,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(kms::pubkey))
         .routes(routes!(kms_info::inspect))
         .routes(routes!(status::batch))
-        .merge(cvms::routes())
+        .merge(cvms::routes());
+    document::complete(routes.get_openapi_mut());
+    routes.route_layer(axum::middleware::from_fn(version::check))
 }

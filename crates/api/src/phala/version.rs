@@ -3,15 +3,19 @@
 //! The one rule: a version that is newer than we know gets the newest we know, and an older one the oldest, because
 //! clients name the version they were built for and not one that this server has.
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::Response;
 use holdfast_control::Principal;
 use holdfast_model::error::Error;
 
 use crate::error::Failure;
-use crate::extract::header;
+use crate::extract::{header, presented_key};
 
-const HEADER: &str = "x-phala-version";
+/// Names the version that a request was written for.
+pub const HEADER: &str = "X-Phala-Version";
 
 /// The versions that differ in what they answer, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,18 +72,29 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
-        if !parts.headers.contains_key(HEADER) {
-            return Ok(Self(None));
-        }
-        let text = header(&parts.headers, HEADER).unwrap_or("?").trim();
-        if text.is_empty() {
-            return Ok(Self(None));
-        }
-        let why = "must be a date, like 2026-01-21, or LATEST";
-        let version =
-            Version::parse(text).ok_or_else(|| Error::field("header", "X-Phala-Version", "value_error", why))?;
-        Ok(Self(Some(version)))
+        Ok(Self(asked(&parts.headers)?))
     }
+}
+
+/// The layer of the surface: a version that is none is refused by every route, also by those whose answers are the same
+/// in all versions. Without a key the route says so first.
+pub async fn check(request: Request, next: Next) -> Result<Response, Failure> {
+    if presented_key(request.headers()).is_some() {
+        asked(request.headers())?;
+    }
+    Ok(next.run(request).await)
+}
+
+fn asked(headers: &HeaderMap) -> Result<Option<Version>, Error> {
+    if !headers.contains_key(HEADER) {
+        return Ok(None);
+    }
+    let text = header(headers, HEADER).unwrap_or("?").trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let why = "must be a date, like 2026-01-21, or LATEST";
+    Version::parse(text).map(Some).ok_or_else(|| Error::field("header", HEADER, "value_error", why))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod access;
 mod apps;
 mod audit_log;
 mod bad_input;
+mod contract;
 mod deploy;
 mod dry_run;
 mod idempotency;

@@ -12,6 +12,7 @@ use holdfast_api::App;
 use holdfast_control::loops::worker;
 use holdfast_control::{Control, Settings, SystemClock, setup};
 use holdfast_model::Timestamp;
+use holdfast_model::guest::BootError;
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{
     Accelerator, Capacity, DesiredVm, Health, Outcome, Phase, Register, Report, StreamReply, StreamRequest, VmReport,
@@ -23,6 +24,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
+
+use crate::contract;
 
 pub const V2025: &str = "2025-10-28";
 pub const V2026: &str = "2026-01-21";
@@ -38,6 +41,8 @@ pub struct Server {
     pub key: String,
     /// While true the node does nothing, so that operations stay in progress.
     pub held: Arc<AtomicBool>,
+    /// While true no app comes up on the node.
+    pub fails_boot: Arc<AtomicBool>,
     /// The server has ended the node's session.
     ended: Arc<AtomicBool>,
     stop: CancellationToken,
@@ -97,11 +102,11 @@ impl Server {
         let node = Node::register(control.clone(), token_id, held.clone()).await;
         tokio::spawn(holdfast_control::events::run(control.clone(), stop.clone()));
         tokio::spawn(worker::run(control.clone(), "test".to_owned(), stop.clone()));
-        let ended = node.ended.clone();
+        let (ended, fails_boot) = (node.ended.clone(), node.fails_boot.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(node.run()));
         let router = holdfast_api::router(App { control: control.clone(), needs_node: true });
         let key = std::fs::read_to_string(key_file).expect("the key file");
-        Self { control, router, key: key.trim().to_owned(), held, ended, stop, folder }
+        Self { control, router, key: key.trim().to_owned(), held, fails_boot, ended, stop, folder }
     }
 
     /// A request with the administrator's key.
@@ -122,11 +127,17 @@ impl Server {
         self.router.clone().oneshot(request).await.expect("the router answers")
     }
 
+    /// Sends a request and reads its answer whole. One of the Phala surface is held to its contract.
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        let asked = contract::asked(&request, &self.key);
         let response = self.open(request).await;
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.expect("a body").to_vec();
-        Answer { status, headers, bytes }
+        let answer = Answer { status, headers, bytes };
+        if let Some(asked) = asked {
+            contract::hold(&asked, &answer);
+        }
+        answer
     }
 
     /// A second workspace with one member in this role, and their key.
@@ -279,6 +290,7 @@ struct Node {
     session: Uuid,
     seq: u64,
     held: Arc<AtomicBool>,
+    fails_boot: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     images: Vec<ImageInfo>,
     vms: HashMap<Uuid, VmReport>,
@@ -314,6 +326,7 @@ impl Node {
             session: hello.session,
             seq: 0,
             held,
+            fails_boot: Arc::default(),
             ended: Arc::default(),
             images: vec![image],
             vms: HashMap::new(),
@@ -350,6 +363,8 @@ impl Node {
             RunState::Absent => Phase::Absent,
         };
         let up = phase == Phase::Running;
+        let fails = up && self.fails_boot.load(Ordering::Relaxed);
+        let boot_error = fails.then(|| BootError { step: "app".to_owned(), message: "no such image".to_owned() });
         let report = VmReport {
             uuid: vm.uuid,
             generation: vm.generation,
@@ -359,8 +374,8 @@ impl Node {
             restarts: 0,
             agent: up,
             boot_progress: up.then(|| "done".to_owned()),
-            boot_error: None,
-            app_revision: if up { vm.generation } else { 0 },
+            boot_error,
+            app_revision: if up && !fails { vm.generation } else { 0 },
             shutdown_progress: None,
             started_at: up.then(|| Timestamp(self.control.now().micros() - 63_000_000)),
             exited_at: None,
