@@ -18,10 +18,15 @@ use super::stats::Samples;
 use crate::{root, ui};
 
 const LIMIT: Duration = Duration::from_secs(300);
+/// Boots that end when the agent answers, for each whole one: one boot differs from the next by more than our share.
+const SHORT_BOOTS: usize = 3;
 
 /// One deployment; milliseconds after the request.
 struct Deployed {
     qemu: f64,
+    /// The agent's answer reached the node.
+    word: f64,
+    /// The operation says that the agent answered.
     agent: f64,
     app_up: f64,
     answers: f64,
@@ -30,7 +35,10 @@ struct Deployed {
 pub struct Boots {
     pub runs: usize,
     pub to_qemu: Samples,
+    /// From the agent's answer to the operation that says so.
+    pub after_word: Samples,
     pub to_agent: Samples,
+    pub plain_to_agent: Samples,
     pub to_app_up: Samples,
     pub to_answer: Samples,
     pub plain: Vec<Plain>,
@@ -46,6 +54,7 @@ pub fn measure(binary: &Path, folder: &Path, runs: usize) -> Result<Boots> {
     let idle = idle_memory(&server)?;
     ui::say(format!("  idle: {:.1} MB resident, {:.1} MB of it not shared", megabytes(idle.0), megabytes(idle.1)));
     let (mut deployed, mut plain) = (Vec::new(), Vec::new());
+    let (mut short, mut plain_short) = (Vec::new(), Vec::new());
     let mut accelerator = String::from("?");
     for run in 1..=runs {
         let name = format!("bench-{run}");
@@ -64,13 +73,28 @@ pub fn measure(binary: &Path, folder: &Path, runs: usize) -> Result<Boots> {
         let times = plain::boot(&line, &compose)?;
         ui::say(format!("  run {run}: by hand: agent {:.0} ms, app {:.0} ms", times.agent, times.answers));
         plain.push(times);
+        for part in 1..=SHORT_BOOTS {
+            let boot = begin(&client, &server, &format!("bench-{run}-{part}"), &compose)?;
+            let times = to_agent(&client, &server, &boot)?;
+            client.delete(&format!("/api/v1/cvms/{}", boot.cvm))?.ok()?;
+            until(LIMIT, "the VM is gone", || Ok(process::vms_of(folder).is_empty().then_some(())))?;
+            line.make_disks()?;
+            let by_hand = plain::to_agent(&line)?;
+            ui::say(format!("  run {run}: agent {:.0} ms, by hand {by_hand:.0} ms", times.2));
+            short.push(times);
+            plain_short.push(by_hand);
+        }
     }
     server.stop()?;
     let of = |pick: fn(&Deployed) -> f64| Samples::new(deployed.iter().map(pick).collect());
+    let all: Vec<_> = deployed.iter().map(|d| (d.qemu, d.word, d.agent)).chain(short).collect();
+    let of_all = |pick: fn(&(f64, f64, f64)) -> f64| Samples::new(all.iter().map(pick).collect());
     Ok(Boots {
         runs,
-        to_qemu: of(|d| d.qemu),
-        to_agent: of(|d| d.agent),
+        to_qemu: of_all(|(qemu, _, _)| *qemu),
+        after_word: of_all(|(_, word, agent)| agent - word),
+        to_agent: of_all(|(_, _, agent)| *agent),
+        plain_to_agent: Samples::new(plain.iter().map(|p| p.agent).chain(plain_short).collect()),
         to_app_up: of(|d| d.app_up),
         to_answer: of(|d| d.answers),
         plain,
@@ -88,36 +112,69 @@ fn idle_memory(server: &Server) -> Result<(u64, u64)> {
     })
 }
 
-fn deploy(client: &Client, server: &Server, name: &str, compose: &str) -> Result<(String, Deployed)> {
+/// A deployment that was asked for and whose QEMU runs.
+struct Begun {
+    cvm: String,
+    operation: String,
+    /// When it was asked for, on the clock of [`since_midnight`].
+    request: f64,
+    /// Milliseconds after the request.
+    qemu: f64,
+}
+
+impl Begun {
+    fn after(&self, moment: f64) -> f64 {
+        (moment - self.request).rem_euclid(DAY)
+    }
+}
+
+fn begin(client: &Client, server: &Server, name: &str, compose: &str) -> Result<Begun> {
     let provisioned = client.provision(name, compose, &json!({}))?.ok()?;
     let request = since_midnight()?;
     let cvm = client.commit(&provisioned, None)?.ok()?;
     let cvm = cvm["vm_uuid"].as_str().context("the commit answer has no vm_uuid")?.to_owned();
     let qemu = until(LIMIT, "QEMU runs", || Ok(process::vms_of(server.data_dir()).first().copied()))?;
-    let qemu = started_at(qemu)?;
-    let operation = wait(client, &cvm)?;
-    let url = until(LIMIT, "the app has a URL", || Ok(client.app_urls(&cvm)?.into_iter().next()))?;
+    let qemu = (started_at(qemu)? - request).rem_euclid(DAY);
+    let operation = operation::newest(client, &cvm)?["id"].as_str().context("an operation without an id")?.to_owned();
+    Ok(Begun { cvm, operation, request, qemu })
+}
+
+/// (QEMU, the agent's word, the operation's), when step `boot` is over.
+fn to_agent(client: &Client, server: &Server, boot: &Begun) -> Result<(f64, f64, f64)> {
+    let operation = wait(client, &boot.operation, |operation| step_end(operation, "boot").is_ok())?;
+    let word = answered(&server.log_path(), &boot.cvm)?;
+    Ok((boot.qemu, boot.after(word), boot.after(step_end(&operation, "boot")?)))
+}
+
+/// When the node heard of the agent, from its log: nothing else says so before the control plane has done its part.
+fn answered(log: &Path, cvm: &str) -> Result<f64> {
+    let log = fs::read_to_string(log)?;
+    let mut lines = log.lines().filter(|line| line.contains(cvm) && line.contains("the guest agent answered"));
+    let line = lines.next().context("the log does not say that the agent answered")?;
+    let moment = line.split_whitespace().next().and_then(time_of_day);
+    moment.with_context(|| format!("no time in {line}"))
+}
+
+fn deploy(client: &Client, server: &Server, name: &str, compose: &str) -> Result<(String, Deployed)> {
+    let boot = begin(client, server, name, compose)?;
+    let (qemu, word, agent) = to_agent(client, server, &boot)?;
+    let operation = wait(client, &boot.operation, operation::is_over)?;
+    let url = until(LIMIT, "the app has a URL", || Ok(client.app_urls(&boot.cvm)?.into_iter().next()))?;
     let answers = until(LIMIT, "the app answers", || {
         let answer = client.send("GET", &url, &[], None).ok().filter(|a| a.status == 200);
         answer.map(|_| since_midnight()).transpose()
     })?;
-    let after = |moment: f64| (moment - request).rem_euclid(DAY);
-    let times = Deployed {
-        qemu: after(qemu),
-        agent: after(step_end(&operation, "boot")?),
-        app_up: after(step_end(&operation, "launch")?),
-        answers: after(answers),
-    };
-    Ok((cvm, times))
+    let app_up = boot.after(step_end(&operation, "launch")?);
+    let times = Deployed { qemu, word, agent, app_up, answers: boot.after(answers) };
+    Ok((boot.cvm, times))
 }
 
-/// The newest operation of the CVM when it is over. Asked for in long waits: neither server nor guest is to be kept busy
-/// while it boots, because by hand nobody does that either.
-fn wait(client: &Client, cvm: &str) -> Result<Value> {
-    let id = operation::newest(client, cvm)?["id"].as_str().context("an operation without an id")?.to_owned();
-    until(LIMIT, "the deployment is over", || {
+/// The operation when it is as wanted. Asked for in long waits: neither server nor guest is to be kept busy while it boots,
+/// because by hand nobody does that either.
+fn wait(client: &Client, id: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    until(LIMIT, "the deployment is as far as that", || {
         let operation = client.get(&format!("/holdfast/v1/operations/{id}/wait?timeout=30"))?.ok()?;
-        Ok(operation::is_over(&operation).then_some(operation))
+        Ok((wanted(&operation) || operation::is_over(&operation)).then_some(operation))
     })
 }
 

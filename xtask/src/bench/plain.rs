@@ -116,7 +116,14 @@ impl Drop for Vm {
     }
 }
 
-pub fn boot(line: &CommandLine, compose: &str) -> Result<Plain> {
+/// A VM that was just started, with the host's end of its agent's port.
+struct Begun {
+    vm: Vm,
+    guest: Guest,
+    start: Instant,
+}
+
+fn begin(line: &CommandLine) -> Result<Begun> {
     let socket = line.agent_socket()?;
     let _ = fs::remove_file(&socket);
     let log = fs::File::create(line.copy.join("by-hand.log"))?;
@@ -138,6 +145,20 @@ pub fn boot(line: &CommandLine, compose: &str) -> Result<Plain> {
     })?;
     let mut guest = Guest::new(stream)?;
     guest.send(&json!({"do": "hello", "session": "bench"}))?;
+    Ok(Begun { vm, guest, start })
+}
+
+/// Milliseconds until the agent answers; then the VM is ended.
+pub fn to_agent(line: &CommandLine) -> Result<f64> {
+    let mut begun = begin(line)?;
+    while begun.guest.receive(begun.start)?["is"] != "hello_ack" {}
+    let took = milliseconds(begun.start);
+    drop(begun.vm);
+    Ok(took)
+}
+
+pub fn boot(line: &CommandLine, compose: &str) -> Result<Plain> {
+    let Begun { vm: _vm, mut guest, start } = begin(line)?;
     let (mut agent, mut app_up) = (None, None);
     let mut timeline = Vec::new();
     while app_up.is_none() {

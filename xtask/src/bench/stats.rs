@@ -13,6 +13,10 @@ impl Samples {
         Self(samples)
     }
 
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The smallest sample that `percent` of all are not above; 0 without samples.
     pub fn percentile(&self, percent: f64) -> f64 {
         let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;
