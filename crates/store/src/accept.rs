@@ -5,6 +5,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Diff;
 use holdfast_model::vm::VmStatus;
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::audit::{self, RequestInfo, audit_insert};
@@ -13,7 +14,7 @@ use crate::operations::{NewEvent, events_append};
 use crate::queue;
 use crate::tenancy::Principal;
 use crate::vms::vm_set_status;
-use crate::{Tx, fault, is_duplicate, json};
+use crate::{Db, Tx, fault, is_duplicate, json};
 
 /// A resource that an operation touches, besides its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,27 +125,20 @@ pub async fn vm_operation_accept(
     .await
     .map_err(fault)?;
 
-    for touch in touches {
-        let claimed = sqlx::query(
-            "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held, waiting)
-             VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(id)
-        .bind(touch.kind)
-        .bind(touch.id)
-        .bind(touch.role)
-        .bind(touch.is_claim() && !waits)
-        .bind(touch.is_claim() && waits)
-        .execute(&mut **tx)
-        .await;
-        match claimed {
-            Ok(_) => {}
-            Err(e) if is_duplicate(&e) => return Err(busy(submit.vm_name)),
-            Err(e) => return Err(fault(e)),
-        }
+    let mut claim = QueryBuilder::<Db>::new(
+        "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held, waiting) ",
+    );
+    claim.push_values(touches, |mut row, touch| {
+        row.push_bind(id).push_bind(touch.kind).push_bind(touch.id).push_bind(touch.role);
+        row.push_bind(touch.is_claim() && !waits).push_bind(touch.is_claim() && waits);
+    });
+    match claim.build().execute(&mut **tx).await {
+        Ok(_) => {}
+        Err(e) if is_duplicate(&e) => return Err(busy(submit.vm_name)),
+        Err(e) => return Err(fault(e)),
     }
     let state = if waits { submit.status_before } else { plan.accepted };
-    if !waits {
+    if !waits && submit.status_before != plan.accepted {
         vm_set_status(tx, submit.vm_id, plan.accepted, now).await?;
     }
     events_append(tx, id, 0, &[NewEvent { event_type: &plan.event("start"), step: None, state }], now).await?;

@@ -132,9 +132,9 @@ pub async fn app_ensure(
     name: &str,
     now: Timestamp,
 ) -> Result<(i64, i64), Error> {
-    sqlx::query(
+    let made: Option<(i64, i64)> = sqlx::query_as(
         "INSERT INTO app (uuid, workspace_id, app_id, nonce, name, created_at) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (app_id) DO NOTHING",
+         ON CONFLICT (app_id) DO NOTHING RETURNING id, workspace_id",
     )
     .bind(Uuid::new_v4().to_string())
     .bind(workspace)
@@ -142,9 +142,12 @@ pub async fn app_ensure(
     .bind(nonce)
     .bind(name)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .fetch_optional(&mut **tx)
     .await
     .map_err(fault)?;
+    if let Some(made) = made {
+        return Ok(made);
+    }
     sqlx::query_as("SELECT id, workspace_id FROM app WHERE app_id = $1")
         .bind(app_id)
         .fetch_one(&mut **tx)

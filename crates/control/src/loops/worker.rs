@@ -35,12 +35,11 @@ pub async fn run(control: Control, owner: String, stop: CancellationToken) {
     let mut faults = 0;
     while !stop.is_cancelled() {
         match round(&control, &owner).await {
-            Ok(moved) => {
+            Ok(pause) => {
                 faults = 0;
-                if moved > 0 {
+                if pause.is_zero() {
                     continue;
                 }
-                let pause = next_due(&control).await;
                 tokio::select! {
                     () = control.work.notified() => {}
                     () = tokio::time::sleep(pause) => {}
@@ -60,8 +59,14 @@ pub async fn run(control: Control, owner: String, stop: CancellationToken) {
     }
 }
 
-/// One claim and its decisions. Returns how many operations it looked at.
-async fn round(control: &Control, owner: &str) -> Result<usize, Error> {
+/// One claim and its decisions, if any operation is due. Returns how long none will be.
+async fn round(control: &Control, owner: &str) -> Result<Duration, Error> {
+    // Looking costs the writer nothing; a claim is a transaction of its own.
+    let due = control.store.operations_next_due().await?;
+    let pause = due.map_or(LONGEST_SLEEP, |due| due.since(control.now()).min(LONGEST_SLEEP));
+    if !pause.is_zero() {
+        return Ok(pause);
+    }
     let claimed = control.store.operations_claim(owner, LEASE, BATCH, control.now()).await?;
     // All at once: each is a transaction of its own, and those that queue share a commit.
     join_all(claimed.iter().map(async |operation| {
@@ -70,7 +75,7 @@ async fn round(control: &Control, owner: &str) -> Result<usize, Error> {
         }
     }))
     .await;
-    Ok(claimed.len())
+    Ok(Duration::ZERO)
 }
 
 async fn advance(control: &Control, claimed: &Claimed) -> Result<(), Error> {
@@ -168,11 +173,4 @@ async fn park(control: &Control, claimed: &Claimed, error: &Error) -> Result<(),
 
 fn pause_after(failures: u32) -> Duration {
     backoff(FIRST_PAUSE, LONGEST_PAUSE, failures, rand::random())
-}
-
-async fn next_due(control: &Control) -> Duration {
-    match control.store.operations_next_due().await {
-        Ok(Some(due)) => due.since(control.now()).min(LONGEST_SLEEP),
-        _ => LONGEST_SLEEP,
-    }
 }
