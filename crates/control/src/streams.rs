@@ -1,4 +1,4 @@
-//! Streams to nodes: logs and container lists travel over the one socket that each node keeps open.
+//! Streams to nodes: logs, container lists and looks at machines travel over the one socket that each node keeps open.
 //!
 //! The one rule: a slow reader costs its own stream only. A node sends no more data than the reader has given credit
 //! for; one that does is cut off, so memory per stream is bounded by the window.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_model::error::{Code, Error};
-use holdfast_model::guest::{Container, LogOptions};
+use holdfast_model::guest::{Container, LogOptions, SystemStats};
 use holdfast_model::node::{LogSource, STREAM_WINDOW, StreamError, StreamReply, StreamRequest};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,13 @@ struct NodeSocket {
 
 enum Stream {
     Logs { chunks: mpsc::UnboundedSender<Result<Chunk, StreamError>>, outstanding: Arc<AtomicU64> },
-    Containers(oneshot::Sender<Result<Vec<Container>, StreamError>>),
+    Question(oneshot::Sender<Result<Answer, StreamError>>),
+}
+
+/// What a node answers a question with.
+enum Answer {
+    Containers(Vec<Container>),
+    Stats(Box<SystemStats>),
 }
 
 /// A piece of a log.
@@ -89,18 +95,33 @@ impl Hub {
 
     /// Containers of a VM, as its guest agent sees them now.
     pub async fn containers(&self, node: i64, vm: Uuid) -> Result<Vec<Container>, Error> {
+        match self.ask(node, |id| StreamRequest::Containers { id, vm }).await? {
+            Answer::Containers(containers) => Ok(containers),
+            Answer::Stats(_) => Err(Error::internal("a node answered another question")),
+        }
+    }
+
+    /// The machine of a VM, as its guest's kernel sees it now.
+    pub async fn stats(&self, node: i64, vm: Uuid) -> Result<Box<SystemStats>, Error> {
+        match self.ask(node, |id| StreamRequest::Stats { id, vm }).await? {
+            Answer::Stats(stats) => Ok(stats),
+            Answer::Containers(_) => Err(Error::internal("a node answered another question")),
+        }
+    }
+
+    async fn ask(&self, node: i64, request: impl FnOnce(u64) -> StreamRequest) -> Result<Answer, Error> {
         let socket = self.socket(node)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        lock(&socket.streams).insert(id, Stream::Containers(sender));
+        lock(&socket.streams).insert(id, Stream::Question(sender));
         let asked = tokio::time::timeout(ANSWER_TIME, async {
-            socket.requests.send(StreamRequest::Containers { id, vm }).await.ok()?;
+            socket.requests.send(request(id)).await.ok()?;
             answer.await.ok()
         })
         .await;
         lock(&socket.streams).remove(&id);
         match asked {
-            Ok(Some(Ok(containers))) => Ok(containers),
+            Ok(Some(Ok(answer))) => Ok(answer),
             Ok(Some(Err(error))) => Err(stream_error(&error)),
             Ok(None) => Err(Error::new(Code::NodeUnreachable, "The CVM's node went away.")),
             Err(_) => Err(Error::new(Code::AgentSilent, "The CVM did not answer in time.")),
@@ -136,24 +157,27 @@ impl Attachment {
     /// A text frame from the node.
     pub fn reply(&self, reply: StreamReply) {
         match reply {
-            StreamReply::Containers { id, containers } => {
-                if let Some(Stream::Containers(sender)) = lock(&self.socket.streams).remove(&id) {
-                    // Nobody may be waiting any more.
-                    let _ = sender.send(Ok(containers));
-                }
-            }
+            StreamReply::Containers { id, containers } => self.answer(id, Answer::Containers(containers)),
+            StreamReply::Stats { id, stats } => self.answer(id, Answer::Stats(stats)),
             StreamReply::End { id, error } => match lock(&self.socket.streams).remove(&id) {
                 Some(Stream::Logs { chunks, .. }) => {
                     if let Some(error) = error {
                         let _ = chunks.send(Err(error));
                     }
                 }
-                Some(Stream::Containers(sender)) => {
+                Some(Stream::Question(sender)) => {
                     let error = error.unwrap_or(StreamError { code: "internal".into(), message: "no answer".into() });
                     let _ = sender.send(Err(error));
                 }
                 None => {}
             },
+        }
+    }
+
+    fn answer(&self, id: u64, answer: Answer) {
+        if let Some(Stream::Question(sender)) = lock(&self.socket.streams).remove(&id) {
+            // Nobody may be waiting any more.
+            let _ = sender.send(Ok(answer));
         }
     }
 
@@ -232,6 +256,7 @@ fn stream_error(error: &StreamError) -> Error {
         "no_such_container" => (Code::ContainerNotFound, "There is no such container."),
         "not_running" => (Code::WrongState, "The CVM is not running."),
         "agent_silent" => (Code::AgentSilent, "The CVM's guest agent does not answer."),
+        "agent_old" => (Code::AgentSilent, "The CVM's OS image is of an older version, whose guest agent cannot say this."),
         "no_such_vm" => (Code::NodeUnreachable, "The node does not have this CVM yet."),
         _ => (Code::AgentSilent, "The CVM cannot be asked right now."),
     };

@@ -16,7 +16,7 @@ use holdfast_engine::{Decision, Plan, decide, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
-use holdfast_model::vm::{PortMapping, RunState, StopMode, VmStatus};
+use holdfast_model::vm::{PortChoice, PortMapping, RunState, StopMode, VmStatus};
 use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::history::Operation;
 use holdfast_store::idempotency::{idempotency_operation, idempotency_take};
@@ -52,6 +52,8 @@ pub struct Update {
     /// Names of the encrypted values; they become the allowed ones.
     pub env_keys: Option<Vec<String>>,
     pub user_config: Option<String>,
+    /// Ports of the CVM that are published, instead of the ones that are.
+    pub ports: Option<BTreeSet<u16>>,
     pub listed: Option<bool>,
     pub public_logs: Option<bool>,
     pub public_sysinfo: Option<bool>,
@@ -222,9 +224,10 @@ impl Control {
             next.os_image_hash = image.os_image_hash;
         }
         placement::fits_grown(node, [current, &next].map(|r| (r.vcpu, r.memory_mb, r.disk_gb)), self.policy())?;
-        if next.compose_hash != current.compose_hash {
+        if (&next.compose_hash, &next.port_choice) != (&current.compose_hash, &current.port_choice) {
             let seed = port_seed(&vm.app_id)?;
-            next.ports = ports(tx, node, current, &AppCompose::parse(&next.compose)?.published()?, seed).await?;
+            let published = next.port_choice.published(&AppCompose::parse(&next.compose)?.published()?);
+            next.ports = ports(tx, node, current, &published, seed).await?;
         }
         let change = Change::between(current, &next);
         Ok(Admitted { next, change })
@@ -355,6 +358,12 @@ fn revised(current: &Revision, update: Update, provisioned: Option<String>) -> R
     }
     next.listed = update.listed.unwrap_or(next.listed);
     let said = AppCompose::parse(&next.compose)?;
+    if let Some(wanted) = &update.ports {
+        let by_compose = said.published()?;
+        if *wanted != next.port_choice.published(&by_compose) {
+            next.port_choice = PortChoice::of(wanted, &by_compose);
+        }
+    }
     // What app-compose.json says anyway is not said a second time.
     let over = |asked: Option<bool>, before: Option<bool>, said: bool| match asked {
         Some(value) => (value != said).then_some(value),

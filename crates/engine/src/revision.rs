@@ -8,7 +8,7 @@
 
 use holdfast_model::compose::AppCompose;
 use holdfast_model::operation::{Diff, FieldDiff, Value};
-use holdfast_model::vm::PortMapping;
+use holdfast_model::vm::{PortChoice, PortMapping};
 
 /// A revision, with all that comparing it with another needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,7 +29,9 @@ pub struct Revision {
     pub user_config: Option<String>,
     pub listed: bool,
     pub visibility: Visibility,
-    /// What the compose file publishes, on the host ports that the VM has for it; by port inside the VM.
+    /// What of the compose file's ports is published, and what beside them.
+    pub port_choice: PortChoice,
+    /// What is published, on the host ports that the VM has for it; by port inside the VM.
     pub ports: Vec<PortMapping>,
 }
 
@@ -89,6 +91,7 @@ impl Revision {
             user_config,
             listed,
             visibility,
+            port_choice,
             ports
         )
     }

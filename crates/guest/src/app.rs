@@ -14,9 +14,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use holdfast_model::compose::AppCompose;
-use holdfast_model::guest::{BootError, BootProgress, Config};
+use holdfast_model::guest::{BootError, BootProgress, Config, UserConfig};
 use zeroize::Zeroizing;
 
+use crate::credentials::Credentials;
 use crate::env::Env;
 use crate::session::Agent;
 use crate::{daemons, init, runner};
@@ -41,6 +42,7 @@ struct App {
     docker_up: bool,
     init_script_ran: bool,
     runs: Option<Runs>,
+    credentials: Credentials,
 }
 
 /// Says how far the app is; the first word of a change takes the state over from the app before.
@@ -62,7 +64,8 @@ impl Words<'_> {
 /// Runs the app of `config`, and then that of each newer configuration. Errors end up in the guest's state.
 pub fn run(agent: &Agent, config: &Config, env_key: Zeroizing<[u8; 32]>, network: JoinHandle<()>) -> ! {
     let network = Some(network);
-    let mut app = App { env_key, network, docker_up: false, init_script_ran: false, runs: None };
+    let credentials = Credentials::default();
+    let mut app = App { env_key, network, docker_up: false, init_script_ran: false, runs: None, credentials };
     app.change(&mut Words { agent, begins: None }, config);
     loop {
         let newer = agent.newer_config();
@@ -93,6 +96,9 @@ impl App {
         *env = Env::open(&self.env_key, config.encrypted_env.as_deref(), &app.allowed_envs)?;
         runner::prepare(env)?;
         runner::write_user_config(config.user_config.as_deref())?;
+        let asked = UserConfig::of(config.user_config.as_deref());
+        init::set_hostname(asked.hostname.as_deref().unwrap_or(&config.hostname));
+        self.credentials.renew(env, &asked.ssh_authorized_keys)?;
         if runs == Runs::Compose && !self.docker_up {
             words.say(BootProgress::SettingUpDocker)?;
             daemons::start_docker(DOCKER_LIMIT)?;
@@ -112,6 +118,7 @@ impl App {
             words.say(BootProgress::PreLaunch)?;
             runner::run_script(agent, "pre-launch", script, env)?;
             runner::prepare(env)?;
+            self.credentials.renew(env, &asked.ssh_authorized_keys)?;
         }
         match (self.runs, runs) {
             (Some(Runs::Script), _) => runner::stop_script(SCRIPT_GRACE),

@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const SOCKET: &str = "/run/docker.sock";
+/// The same as docker's client is told of it.
+pub const DOCKER_HOST: &str = "unix:///run/docker.sock";
 /// Longest answer that is read as a whole.
 const MAX_BODY: u64 = 8 * 1024 * 1024;
 const MAX_HEAD: u64 = 64 * 1024;

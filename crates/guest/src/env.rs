@@ -10,6 +10,9 @@ use std::path::Path;
 use holdfast_trust::env::decrypt;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::credentials::DOCKER_CONFIG;
+use crate::engine::DOCKER_HOST;
+
 /// Shorter values are no secrets, and masking them would make any text unreadable.
 const MASKED_FROM: usize = 4;
 const MASK: &str = "****";
@@ -54,6 +57,10 @@ impl Env {
         for entry in printed.split(|b| *b == 0) {
             let Some((name, value)) = std::str::from_utf8(entry).ok().and_then(|e| e.split_once('=')) else { continue };
             if matches!(name, "_" | "PWD" | "OLDPWD" | "SHLVL" | "PATH" | "HOME") || !is_name(name) {
+                continue;
+            }
+            if matches!((name, value), ("DOCKER_HOST", DOCKER_HOST) | ("DOCKER_CONFIG", DOCKER_CONFIG)) {
+                // Said to the script by us.
                 continue;
             }
             match self.values.iter_mut().find(|(known, _)| known == name) {
@@ -161,7 +168,7 @@ mod tests {
     #[test]
     fn a_script_may_add_and_change() {
         let mut env = env(&[("A", "old")]);
-        env.absorb(b"A=new\0B=with=sign\nand line\0PATH=/x\0_=y\0");
+        env.absorb(b"A=new\0B=with=sign\nand line\0PATH=/x\0_=y\0DOCKER_HOST=unix:///run/docker.sock\0");
         assert_eq!(env.pairs().collect::<Vec<_>>(), [("A", "new"), ("B", "with=sign\nand line")]);
     }
 

@@ -8,6 +8,7 @@
 mod app;
 mod boot;
 mod containers;
+mod credentials;
 mod daemons;
 mod disk;
 mod engine;
@@ -21,6 +22,7 @@ mod power;
 mod process;
 mod runner;
 mod session;
+mod stats;
 mod tail;
 
 use std::time::Duration;

@@ -15,7 +15,7 @@ use zeroize::Zeroize;
 
 use crate::lines::Lines;
 use crate::session::{Agent, Task};
-use crate::{containers, init, logs, power};
+use crate::{containers, init, logs, power, stats};
 
 /// Bytes that one turn reads.
 const READ: usize = 32 * 1024;
@@ -133,6 +133,7 @@ impl Port {
             Task::Containers { id } => {
                 init::spawn("containers", move || agent.answer_containers(id, containers::list()))
             }
+            Task::Stats { id } => init::spawn("stats", move || agent.answer_stats(id, stats::read())),
             Task::Logs { id, container, options, stop } => init::spawn("logs", move || {
                 let error = logs::stream(&agent, id, &container, &options, &stop).err();
                 agent.end_log(id, &stop, error);

@@ -20,7 +20,7 @@ use crate::env::Env;
 use crate::process::{self, Child};
 use crate::session::{self, Agent};
 use crate::tail::Tail;
-use crate::{engine, init};
+use crate::{credentials, engine, init};
 
 /// The app's folder: relative volumes of its compose file live here, on the data disk.
 const APP: &str = "/data/app";
@@ -56,7 +56,8 @@ fn script() -> Option<Arc<Script>> {
 /// A command that sees the app's env and our paths, and nothing else.
 fn app_command(program: &str, env: &Env) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("PATH", init::PATH).env("HOME", "/root").env("DOCKER_HOST", "unix:///run/docker.sock");
+    command.env_clear().env("PATH", init::PATH).env("HOME", "/root").env("DOCKER_HOST", engine::DOCKER_HOST);
+    command.env("DOCKER_CONFIG", credentials::DOCKER_CONFIG);
     command.envs(env.pairs()).current_dir(APP);
     command
 }

@@ -16,7 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_model::guest::{
-    BootError, BootProgress, Config, Container, FromGuest, GuestState, Keys, LogOptions, ToGuest,
+    BootError, BootProgress, CAN_STATS, Config, Container, FromGuest, GuestState, Keys, LogOptions, SystemStats,
+    ToGuest,
 };
 use holdfast_model::node::{STREAM_WINDOW, StreamError};
 use rustix::event::EventfdFlags;
@@ -28,7 +29,7 @@ use crate::logs::Stop;
 const QUEUE_BYTES: usize = 512 * 1024;
 /// Log data of one line of the protocol.
 const LOG_CHUNK: usize = 32 * 1024;
-/// Streams and container lists that run at the same time.
+/// Streams, container lists and looks at the machine that run at the same time.
 const MAX_TASKS: usize = 16;
 
 /// What the boot waits for.
@@ -41,6 +42,7 @@ enum Need {
 /// Work that the port thread hands to a thread of its own.
 pub enum Task {
     Containers { id: u64 },
+    Stats { id: u64 },
     Logs { id: u64, container: String, options: LogOptions, stop: Arc<Stop> },
     Shutdown { grace: Duration },
 }
@@ -83,7 +85,8 @@ pub struct Agent {
 impl Agent {
     pub fn new(boot_id: String) -> Self {
         let agent_version = holdfast_model::VERSION.to_owned();
-        let state = GuestState { agent_version, boot_id, ..GuestState::default() };
+        let can = vec![CAN_STATS.to_owned()];
+        let state = GuestState { agent_version, boot_id, can, ..GuestState::default() };
         let bell = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).ok();
         let agent = Self { inner: Mutex::new(Inner { state, ..Inner::default() }), changed: Condvar::new(), bell };
         agent.progress(BootProgress::Booting);
@@ -271,6 +274,12 @@ impl Agent {
                 let error = Some("too many requests at once".to_owned());
                 inner.push(FromGuest::Containers { id, containers: Vec::new(), error });
             }
+            ToGuest::Stats { id } => {
+                if inner.begin_task() {
+                    return Some(Task::Stats { id });
+                }
+                inner.push(FromGuest::Stats { id, stats: None, error: Some("too many requests at once".to_owned()) });
+            }
             ToGuest::LogsOpen { id, container, options } => {
                 if inner.streams.contains_key(&id) {
                     return None;
@@ -330,6 +339,14 @@ impl Agent {
         };
         let mut inner = self.lock();
         inner.push(FromGuest::Containers { id, containers, error });
+        inner.tasks -= 1;
+        drop(inner);
+        self.ring();
+    }
+
+    pub fn answer_stats(&self, id: u64, stats: SystemStats) {
+        let mut inner = self.lock();
+        inner.push(FromGuest::Stats { id, stats: Some(Box::new(stats)), error: None });
         inner.tasks -= 1;
         drop(inner);
         self.ring();
@@ -437,6 +454,7 @@ fn size(message: &FromGuest) -> usize {
     match message {
         FromGuest::Log { data, .. } => data.len() + 64,
         FromGuest::Containers { containers, .. } => 64 + containers.len() * 512,
+        FromGuest::Stats { .. } => 1024,
         _ => 256,
     }
 }
@@ -506,6 +524,20 @@ mod tests {
         assert!(agent.lock().keys.is_none());
         hello(&agent, "c");
         assert_eq!(said(&agent).len(), 1);
+    }
+
+    #[test]
+    fn the_machine_is_looked_at_for_whoever_asks() {
+        let agent = Agent::new("boot".to_owned());
+        assert!(agent.receive(ToGuest::Stats { id: 1 }).is_none());
+        hello(&agent, "a");
+        assert!(matches!(&said(&agent)[0], FromGuest::HelloAck { state, .. } if state.can == [CAN_STATS]));
+        assert!(matches!(agent.receive(ToGuest::Stats { id: 2 }), Some(Task::Stats { id: 2 })));
+        agent.answer_stats(2, SystemStats { num_cpus: 3, ..SystemStats::default() });
+        let [FromGuest::Stats { id: 2, stats: Some(stats), error: None }] = &said(&agent)[..] else {
+            panic!("no answer")
+        };
+        assert_eq!((stats.num_cpus, agent.lock().tasks), (3, 0));
     }
 
     fn config(revision: u64, app: &str) -> ToGuest {
@@ -595,6 +627,7 @@ mod tests {
         assert_eq!(begun, MAX_TASKS);
         for id in 0..100_000 {
             assert!(agent.receive(ToGuest::Containers { id }).is_none());
+            assert!(agent.receive(ToGuest::Stats { id }).is_none());
         }
         assert!(agent.lock().queued_bytes <= 2 * QUEUE_BYTES + 1024);
         // Credit without reading does not help either.

@@ -10,6 +10,7 @@
 //!                        guest: State ... (on every change)
 //!                        host:  Config, unasked, when the app is to change  -> State{app_revision, ...}
 //!                        host:  LogsOpen     -> Log ... LogEnd
+//!                        host:  Containers, Stats -> the same with its answer
 //!                        host:  Shutdown     -> State{shutdown_progress} ... power off
 //! ```
 //! The host may come and go (a node restart): after each `Hello` the guest repeats its whole state and asks again for
@@ -133,6 +134,80 @@ pub struct Container {
     pub status: String,
 }
 
+/// A word of [`GuestState::can`]: the agent answers [`ToGuest::Stats`].
+pub const CAN_STATS: &str = "stats";
+
+/// The machine as the guest's own kernel sees it. Sizes are in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemStats {
+    pub os_name: String,
+    pub os_version: String,
+    pub kernel_version: String,
+    pub cpu_model: String,
+    pub num_cpus: u32,
+    pub total_memory: u64,
+    pub available_memory: u64,
+    pub used_memory: u64,
+    pub free_memory: u64,
+    pub total_swap: u64,
+    pub used_swap: u64,
+    pub free_swap: u64,
+    /// Seconds since the kernel started.
+    pub uptime: u64,
+    /// Load averages in hundredths, as dstack gives them: 150 is a load of 1.5.
+    pub loadavg_one: u32,
+    pub loadavg_five: u32,
+    pub loadavg_fifteen: u32,
+    pub disks: Vec<DiskStats>,
+}
+
+/// A mounted disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    pub name: String,
+    pub mount_point: String,
+    pub total_size: u64,
+    pub free_size: u64,
+}
+
+/// What the owner's text ([`Config::user_config`]) asks of the guest itself, where it is a JSON object that does. Anything
+/// else in it is the app's business.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserConfig {
+    pub hostname: Option<String>,
+    /// Lines for `authorized_keys`.
+    pub ssh_authorized_keys: Vec<String>,
+    pub default_gateway_domain: Option<String>,
+}
+
+impl UserConfig {
+    /// Never fails: a text that says nothing of this asks for nothing.
+    pub fn of(text: Option<&str>) -> Self {
+        let said: serde_json::Value = text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
+        let word = |key: &str| said[key].as_str().map(str::trim).filter(|t| !t.is_empty());
+        let keys = said["ssh_authorized_keys"].as_array().into_iter().flatten().filter_map(|key| key.as_str());
+        Self {
+            hostname: word("hostname").map(hostname),
+            ssh_authorized_keys: keys.flat_map(authorized_keys).collect(),
+            default_gateway_domain: word("default_gateway_domain").map(str::to_owned),
+        }
+    }
+}
+
+/// The keys of a text that may hold several, one a line.
+pub fn authorized_keys(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.filter(|line| !line.contains(char::is_control)).map(str::to_owned).collect()
+}
+
+/// A name that a kernel takes as its host name, from any name.
+pub fn hostname(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let text: String = name.chars().map(plain).take(63).collect();
+    let text = text.trim_matches('-');
+    if text.is_empty() { "vm".to_owned() } else { text.to_owned() }
+}
+
 /// Which part of a log, and how. Times are what docker accepts: RFC 3339, unix seconds, or `10m`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogOptions {
@@ -173,6 +248,10 @@ pub enum ToGuest {
     Containers {
         id: u64,
     },
+    /// Answered by an agent whose state says [`CAN_STATS`]; older ones take it for rubbish.
+    Stats {
+        id: u64,
+    },
     LogsOpen {
         id: u64,
         container: String,
@@ -207,6 +286,9 @@ pub struct GuestState {
     /// app, was reached, in order.
     #[serde(default)]
     pub timeline: Vec<(String, u64)>,
+    /// What this agent answers beside what every agent does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub can: Vec<String>,
 }
 
 /// Guest to host.
@@ -223,6 +305,14 @@ pub enum FromGuest {
     Containers {
         id: u64,
         containers: Vec<Container>,
+        #[serde(default)]
+        error: Option<String>,
+    },
+    /// Without `stats` the `error` says why.
+    Stats {
+        id: u64,
+        #[serde(default)]
+        stats: Option<Box<SystemStats>>,
         #[serde(default)]
         error: Option<String>,
     },
@@ -251,6 +341,28 @@ mod tests {
         let config = r#"{"vm_uuid":"","app_id":"","instance_id":"","hostname":"h","app_compose":"{}","now":"2026-01-01T00:00:00Z"}"#;
         let config: Config = serde_json::from_str(config).expect("a configuration");
         assert_eq!(config.revision, 0);
+    }
+
+    #[test]
+    fn the_owners_text_may_ask_something_of_the_guest() {
+        let text = r#"{"hostname":" My Host. ","ssh_authorized_keys":["ssh-ed25519 AAAA me\n# no key\nssh-rsa BBBB",7,"  "],
+            "default_gateway_domain":"apps.example","mine":1}"#;
+        let asked = UserConfig::of(Some(text));
+        assert_eq!(asked.hostname.as_deref(), Some("my-host"));
+        assert_eq!(asked.ssh_authorized_keys, ["ssh-ed25519 AAAA me", "ssh-rsa BBBB"]);
+        assert_eq!(asked.default_gateway_domain.as_deref(), Some("apps.example"));
+        let nothing = UserConfig::default();
+        for text in [
+            None,
+            Some(""),
+            Some("key=value"),
+            Some("[]"),
+            Some("null"),
+            Some(r#"{"hostname":5,"ssh_authorized_keys":"x"}"#),
+        ] {
+            assert_eq!(UserConfig::of(text), nothing, "{text:?}");
+        }
+        assert_eq!(authorized_keys("a\u{1b}[2Jb\r\nssh-rsa C"), ["ssh-rsa C"]);
     }
 
     #[test]

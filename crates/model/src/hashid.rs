@@ -18,6 +18,8 @@ pub enum Prefix {
     /// What 2026-06-23 calls a KMS: the root of trust that its nodes share.
     KmsContract,
     NodeToken,
+    /// A published port.
+    PortMapping,
 }
 
 impl Prefix {
@@ -30,6 +32,7 @@ impl Prefix {
             Self::Kms => "kms_",
             Self::KmsContract => "kc_",
             Self::NodeToken => "ntk_",
+            Self::PortMapping => "pm_",
         }
     }
 }
@@ -37,10 +40,11 @@ impl Prefix {
 // Each prefix gets an order of the alphabet of its own, so that row 1 does not look alike everywhere.
 const ALPHABET: &str = "k3jq7ZpXnB5tRy2sVwLm9HdGfC8vKbTz4FcQxWrNJhPgMSD6";
 
-static ENCODERS: LazyLock<[Sqids; 7]> = LazyLock::new(|| {
+static ENCODERS: LazyLock<[Sqids; 8]> = LazyLock::new(|| {
     std::array::from_fn(|turn| {
         let mut alphabet: Vec<char> = ALPHABET.chars().collect();
-        alphabet.rotate_left(turn * 7 + 1);
+        let turned = (turn * 7 + 1) % alphabet.len();
+        alphabet.rotate_left(turned);
         Sqids::builder()
             .alphabet(alphabet)
             .min_length(8)

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::Timestamp;
-use crate::guest::{Container, LogOptions};
+use crate::guest::{Container, LogOptions, SystemStats};
 use crate::image::ImageInfo;
 use crate::vm::{RunState, StopMode, VmSpec};
 
@@ -257,6 +257,8 @@ pub enum StreamRequest {
     Logs { id: u64, vm: Uuid, source: LogSource, options: LogOptions },
     /// Answered by one [`StreamReply::Containers`].
     Containers { id: u64, vm: Uuid },
+    /// Answered by one [`StreamReply::Stats`].
+    Stats { id: u64, vm: Uuid },
     /// The node may send `bytes` more data bytes on stream `id`. Every stream begins with [`STREAM_WINDOW`].
     Credit { id: u64, bytes: u64 },
     /// Nobody listens any more. Not answered.
@@ -272,6 +274,10 @@ pub enum StreamReply {
         id: u64,
         containers: Vec<Container>,
     },
+    Stats {
+        id: u64,
+        stats: Box<SystemStats>,
+    },
     End {
         id: u64,
         #[serde(default)]
@@ -282,10 +288,13 @@ pub enum StreamReply {
 /// Why a stream ended early.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamError {
-    /// `no_such_vm`, `no_such_container`, `not_running`, `agent_silent`, `internal`.
+    /// `no_such_vm`, `no_such_container`, `not_running`, `agent_silent`, `agent_old`, `internal`.
     pub code: String,
     pub message: String,
 }
 
 /// Data bytes that a new stream may send before it needs credit.
 pub const STREAM_WINDOW: u64 = 256 * 1024;
+
+/// Largest frame on the stream socket, in bytes. A larger one ends the socket, and with it every stream of the node.
+pub const STREAM_FRAME: usize = 1024 * 1024;

@@ -10,6 +10,8 @@
 //!   any of them --> deleting --> (gone; the row stays for its operations)
 //! ```
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -145,6 +147,30 @@ pub struct PortMapping {
     pub vm_port: u16,
 }
 
+/// Ports that the owner chose beside what the compose file publishes. It says what differs from the compose file, so that a
+/// compose file which publishes another port later still does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PortChoice {
+    /// Published although the compose file does not.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub added: BTreeSet<u16>,
+    /// Not published although the compose file does.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hidden: BTreeSet<u16>,
+}
+
+impl PortChoice {
+    /// The choice by which exactly `wanted` is published.
+    pub fn of(wanted: &BTreeSet<u16>, by_compose: &BTreeSet<u16>) -> Self {
+        Self { added: wanted - by_compose, hidden: by_compose - wanted }
+    }
+
+    /// Ports of the VM that are published.
+    pub fn published(&self, by_compose: &BTreeSet<u16>) -> BTreeSet<u16> {
+        &(by_compose - &self.hidden) | &self.added
+    }
+}
+
 /// Everything a node needs to build a VM. It holds no secret: env values are ciphertext, keys travel on request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
@@ -173,4 +199,20 @@ pub struct VmSpec {
     pub user_config: Option<String>,
     #[serde(default)]
     pub restart_policy: RestartPolicy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_of_ports_outlives_the_compose_file_it_was_made_on() {
+        let set = |ports: &[u16]| ports.iter().copied().collect::<BTreeSet<_>>();
+        let choice = PortChoice::of(&set(&[22, 80]), &set(&[80, 5432]));
+        assert_eq!(choice.published(&set(&[80, 5432])), set(&[22, 80]));
+        // Another port of the app is published, the database still is not.
+        assert_eq!(choice.published(&set(&[443, 5432])), set(&[22, 443]));
+        assert_eq!(PortChoice::of(&set(&[80]), &set(&[80])), PortChoice::default());
+        assert_eq!(serde_json::to_string(&PortChoice::default()).expect("JSON"), "{}");
+    }
 }

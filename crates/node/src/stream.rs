@@ -1,4 +1,4 @@
-//! Logs and container lists over the one WebSocket that the node keeps open.
+//! Logs, container lists and looks at machines over the one WebSocket that the node keeps open.
 //!
 //! The one rule: nothing is sent that the reader has not given credit for, so a reader that sleeps costs a window of
 //! memory and holds up nobody else.
@@ -129,6 +129,19 @@ impl Connection {
                 let task = self.tasks.spawn(async move {
                     let answer = match hypervisor.containers(vm).await {
                         Ok(containers) => StreamReply::Containers { id, containers },
+                        Err(error) => StreamReply::End { id, error: Some(error) },
+                    };
+                    reply(&out, answer).await;
+                    id
+                });
+                self.streams.insert(id, Stream { credit, task });
+            }
+            StreamRequest::Stats { id, vm } => {
+                let Some((credit, out)) = self.admit(id).await else { return };
+                let hypervisor = self.hypervisor.clone();
+                let task = self.tasks.spawn(async move {
+                    let answer = match hypervisor.stats(vm).await {
+                        Ok(stats) => StreamReply::Stats { id, stats },
                         Err(error) => StreamReply::End { id, error: Some(error) },
                     };
                     reply(&out, answer).await;

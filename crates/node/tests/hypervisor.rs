@@ -147,6 +147,13 @@ async fn conforms(maker: &dyn Maker) {
     let stranger = uuid::Uuid::new_v4();
     assert!(hypervisor.logs(stranger, LogSource::Serial, LogOptions::default(), &mut text).await.is_err());
     assert!(hypervisor.containers(stranger).await.is_err());
+    // The machine has the size that was asked for, as its guest sees it.
+    assert!(hypervisor.stats(stranger).await.is_err());
+    let machine = hypervisor.stats(spec.uuid).await.expect("stats");
+    assert_eq!(machine.num_cpus, spec.vcpu, "{machine:?}");
+    let memory = spec.memory_mb * 1024 * 1024;
+    assert!(machine.total_memory > memory * 3 / 4 && machine.total_memory <= memory, "{machine:?}");
+    assert!(machine.disks.iter().any(|disk| disk.mount_point == "/data"), "{machine:?}");
 
     // A new life of the node finds it, from the record or without.
     drop(hypervisor);
@@ -186,6 +193,7 @@ async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Rec
     ended(&mut view).await;
     hypervisor.kill(spec.uuid).await.expect("kill again");
     assert!(hypervisor.containers(spec.uuid).await.is_err());
+    assert!(hypervisor.stats(spec.uuid).await.is_err());
     let off = Runtime { life: Life::Off, process: None, ..known.clone() };
     announce(hypervisor, spec, off.clone());
     assert!(!matches!(hypervisor.adopt(&wanted(spec), &off).await, Adopted::Running(_)));
@@ -212,7 +220,20 @@ async fn finish(hypervisor: &dyn Hypervisor, spec: &VmSpec, mut view: watch::Rec
         let fault = hypervisor.prepare(&less).await.expect_err("a smaller disk");
         assert_eq!((fault.code, fault.retryable), ("disk_shrink", false));
     }
-    hypervisor.remove(spec.uuid).await.expect("remove while it runs");
+    // Whoever follows a log is let go when the VM goes.
+    let (mut serial, mut app) = (Text::default(), Text::default());
+    let follow = LogOptions { follow: true, ..LogOptions::default() };
+    let going = async {
+        tokio::join!(
+            hypervisor.logs(spec.uuid, LogSource::Serial, follow.clone(), &mut serial),
+            hypervisor.logs(spec.uuid, LogSource::Container("app".into()), follow.clone(), &mut app),
+            hypervisor.remove(spec.uuid),
+        )
+    };
+    let (followed, _, removed) =
+        tokio::time::timeout(Duration::from_secs(30), going).await.expect("a log is followed for ever");
+    followed.expect("the console's log");
+    removed.expect("remove while it runs");
     hypervisor.remove(spec.uuid).await.expect("remove again");
     if let Some(process) = started.process {
         assert!(!std::path::Path::new(&format!("/proc/{}/cwd", process.pid)).exists(), "still there");

@@ -250,6 +250,61 @@ async fn a_guest_boots_talks_and_shuts_down() {
     node.stop().await.expect("stops");
 }
 
+/// A guest that hangs in its boot and writes to its console without end costs its own VM its app and the node a bounded
+/// file; the VM beside it boots, answers, and does not notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trouble_of_one_guest_stays_its_own() {
+    let rig = Rig::new().await;
+    let node = RunningNode::start(rig.config());
+    let mut hangs = spec(&rig.image);
+    hangs.memory_mb = 1024;
+    hangs.app_compose = serde_json::json!({
+        "name": "hangs", "runner": "bash", "bash_script": "true",
+        "pre_launch_script": "yes 'a line that nobody wants' > /dev/console & wait",
+    })
+    .to_string();
+    let mut good = spec(&rig.image);
+    good.memory_mb = 1024;
+    good.app_compose = r#"{"bash_script":"echo app started; sleep 1000 & wait","name":"good","runner":"bash"}"#.into();
+    rig.server.want(want(&hangs, 1, RunState::Running, 1));
+    rig.server.want(want(&good, 1, RunState::Running, 1));
+    let progress = |r: &VmReport, word| r.boot_progress.as_deref() == Some(word);
+    rig.server.until_vm("the one hangs", hangs.uuid, BOOT, |r| progress(r, "pre-launch")).await;
+    let up = rig.server.until_vm("the other is up", good.uuid, BOOT, |r| progress(r, "done")).await;
+    assert_eq!((up.boot_error, up.restarts), (None, 0));
+
+    // The flood goes on past several rotations of its file.
+    let folder = rig.dir.path().join(format!("node/vms/{}", hangs.uuid));
+    let sizes = || -> Vec<u64> {
+        let files = std::fs::read_dir(&folder).expect("list").flatten();
+        let logs = files.filter(|f| f.file_name().to_string_lossy().starts_with("serial.log"));
+        logs.map(|f| f.metadata().map_or(0, |m| m.len())).collect()
+    };
+    let end = tokio::time::Instant::now() + BOOT;
+    let most = 4 * 4 * 1024 * 1024 + 8 * 1024 * 1024;
+    while sizes().len() < 3 {
+        assert!(tokio::time::Instant::now() < end, "no flood: {:?}", sizes());
+        assert!(sizes().iter().sum::<u64>() < most, "{:?}", sizes());
+        let request = vec![StreamRequest::Stats { id: 1, vm: good.uuid }];
+        let got = rig.server.stream(request, |got| !got.is_empty()).await;
+        assert!(matches!(got[0], Streamed::Reply(StreamReply::Stats { .. })), "{got:?}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let still = rig.server.report_of(hangs.uuid).expect("reported");
+    assert!(progress(&still, "pre-launch") && still.phase == Phase::Running, "{still:?}");
+
+    // It is ended like any other; a guest that does not listen is not waited for.
+    let mut tombstone = want(&hangs, 2, RunState::Absent, 1);
+    tombstone.stop = StopMode::Hard;
+    rig.server.want(tombstone);
+    rig.server.applied(hangs.uuid, 2, Phase::Absent, SOON).await;
+    assert!(!folder.exists());
+    let after = rig.server.report_of(good.uuid).expect("reported");
+    assert_eq!((after.phase, after.restarts, after.boot_epoch), (Phase::Running, 0, 1));
+    rig.remove(good.uuid, 2).await;
+    node.stop().await.expect("stops");
+}
+
 /// The node as a process, for [`a_node_killed_again_and_again`].
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "not a test of its own"]

@@ -174,20 +174,32 @@ async fn logs_and_containers_come_over_the_stream() {
         log(3, LogSource::Container("app-web-1".into())),
         log(4, LogSource::Container("none".into())),
         StreamRequest::Close { id: 99 },
+        StreamRequest::Stats { id: 5, vm: vm.uuid },
+        StreamRequest::Stats { id: 6, vm: uuid::Uuid::new_v4() },
     ];
-    let got = server.stream(requests, |got| got.iter().filter(|s| matches!(s, Streamed::Reply(_))).count() == 4).await;
+    let got = server.stream(requests, |got| got.iter().filter(|s| matches!(s, Streamed::Reply(_))).count() == 6).await;
     let (mut text, mut containers, mut errors) = (String::new(), 0, Vec::new());
     for item in got {
         match item {
             Streamed::Data { id: 3, channel: 1, data } => text.push_str(&String::from_utf8_lossy(&data)),
             Streamed::Reply(StreamReply::Containers { id: 1, containers: list }) => containers = list.len(),
+            Streamed::Reply(StreamReply::Stats { id: 5, stats }) => {
+                let (size, machine) = ((stats.num_cpus, stats.total_memory >> 20), (vm.vcpu, vm.memory_mb));
+                assert_eq!(size, machine);
+                assert!(stats.cpu_model.contains("no machine"), "a simulation says that it is one: {stats:?}");
+            }
             Streamed::Reply(StreamReply::End { id, error }) => errors.push((id, error.map(|e| e.code))),
             other => panic!("{other:?}"),
         }
     }
     errors.sort();
     assert_eq!((text.as_str(), containers), ("hello line 8\nhello line 9\n", 2));
-    let expected = [(2, Some("not_running".to_owned())), (3, None), (4, Some("no_such_container".to_owned()))];
+    let expected = [
+        (2, Some("not_running".to_owned())),
+        (3, None),
+        (4, Some("no_such_container".to_owned())),
+        (6, Some("not_running".to_owned())),
+    ];
     assert_eq!(errors, expected);
 }
 

@@ -17,7 +17,7 @@ use holdfast_engine::revision::{Change, Revision, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::AppCompose;
 use holdfast_model::error::Error;
-use holdfast_model::vm::PortMapping;
+use holdfast_model::vm::{PortChoice, PortMapping};
 use sqlx::QueryBuilder;
 
 use crate::vms::{Vm, name_take, names_drop, port_row};
@@ -41,6 +41,7 @@ struct Row {
     public_logs: Option<bool>,
     public_sysinfo: Option<bool>,
     public_tcbinfo: Option<bool>,
+    port_choice: Option<String>,
 }
 
 /// A revision of a VM, on the ports that the VM has for it.
@@ -48,7 +49,7 @@ async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revisio
     let row: Row = sqlx::query_as(
         "SELECT r.name, r.instance_type, r.vcpu, r.memory_mb, r.disk_gb, r.image, r.os_image_hash, r.compose_hash,
                 c.content AS compose, r.encrypted_env, r.env_names, r.user_config, r.listed, r.public_logs,
-                r.public_sysinfo, r.public_tcbinfo
+                r.public_sysinfo, r.public_tcbinfo, r.port_choice
          FROM vm_revision r JOIN vm v ON v.id = r.vm_id
          JOIN app_compose c ON c.workspace_id = v.workspace_id AND c.compose_hash = r.compose_hash
          WHERE r.vm_id = $1 AND r.revision = $2",
@@ -58,7 +59,8 @@ async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revisio
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
-    let published = published(&row.compose);
+    let port_choice: PortChoice = row.port_choice.as_deref().map(from_json).transpose()?.unwrap_or_default();
+    let published = port_choice.published(&published(&row.compose));
     let ports = ports_of(tx, vm_id).await?.into_iter().filter(|p| published.contains(&p.vm_port)).collect();
     Ok(Revision {
         name: row.name,
@@ -75,6 +77,7 @@ async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revisio
         user_config: row.user_config,
         listed: row.listed,
         visibility: Visibility { logs: row.public_logs, sysinfo: row.public_sysinfo, tcbinfo: row.public_tcbinfo },
+        port_choice,
         ports,
     })
 }
@@ -178,6 +181,15 @@ pub async fn revision_insert(
         .execute(&mut **tx)
         .await
         .map_err(fault)?;
+    if new.port_choice != PortChoice::default() {
+        sqlx::query("UPDATE vm_revision SET port_choice = $3 WHERE vm_id = $1 AND operation_id = $2")
+            .bind(vm.id)
+            .bind(operation)
+            .bind(json(&new.port_choice)?)
+            .execute(&mut **tx)
+            .await
+            .map_err(fault)?;
+    }
     for port in &new.ports {
         port_insert(tx, vm, port).await?;
     }

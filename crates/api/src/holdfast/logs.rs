@@ -1,7 +1,8 @@
 //! Log streams behind the signed URLs that CVM details and compositions carry. Readers send no key: the URL is one.
 //!
-//! Options are those of the Phala CLI. A console is plain text. A container's log is too with `text`; without it, one
-//! JSON object a line: `{"channel":"stdout","message":"<base64>"}`.
+//! Options are those of the Phala CLI. A console is plain text. A container's log is too with `text` or `bare`; without
+//! them, one JSON object a line: `{"channel":"stdout","message":"<base64>"}`. Orders to a terminal, colours among them, are
+//! taken out unless `ansi` is asked for.
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use holdfast_model::error::Error;
 use holdfast_model::guest::LogOptions;
 use holdfast_model::node::LogSource;
 
+use super::ansi::Plain;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::Params;
@@ -31,7 +33,7 @@ const FIRST_BYTES: Duration = Duration::from_millis(500);
     ("cvm" = String, Path, description = "UUID of the CVM"),
     ("token" = String, Query, description = "Comes with the URL"),
     ("ch" = Option<String>, Query, description = "serial (default), stdout or stderr of the hypervisor"),
-    ("tail" = Option<i64>, Query, description = "Lines from the end; `lines` is the same"),
+    ("tail" = Option<String>, Query, description = "Lines from the end, or `all`; `lines` is the same"),
     ("since" = Option<String>, Query), ("until" = Option<String>, Query),
     ("follow" = Option<bool>, Query), ("text" = Option<bool>, Query), ("bare" = Option<bool>, Query),
     ("timestamps" = Option<bool>, Query), ("ansi" = Option<bool>, Query, description = "Keep colour codes"),
@@ -56,7 +58,7 @@ pub async fn serial(State(app): State<App>, Path(cvm): Path<String>, params: Par
     ("cvm" = String, Path, description = "UUID of the CVM"),
     ("container" = String, Path, description = "Id or name of the container"),
     ("token" = String, Query, description = "Comes with the URL"),
-    ("tail" = Option<i64>, Query), ("since" = Option<String>, Query), ("until" = Option<String>, Query),
+    ("tail" = Option<String>, Query), ("since" = Option<String>, Query), ("until" = Option<String>, Query),
     ("follow" = Option<bool>, Query), ("text" = Option<bool>, Query), ("bare" = Option<bool>, Query),
     ("timestamps" = Option<bool>, Query), ("ansi" = Option<bool>, Query),
 ), responses(
@@ -76,14 +78,10 @@ pub async fn container(
 
 async fn read(app: &App, cvm: &str, source: LogSource, params: &Params) -> Result<Response, Failure> {
     let vm = app.control.log_open(cvm, params.text("token").unwrap_or_default()).await?;
-    let tail = match params.integer("tail", 0, i64::MAX)? {
-        Some(tail) => Some(tail),
-        None => params.integer("lines", 0, i64::MAX)?,
-    };
     let options = LogOptions {
         since: moment(params, "since")?,
         until: moment(params, "until")?,
-        tail: Some(tail.map_or(DEFAULT_TAIL, i64::unsigned_abs)),
+        tail: tail(params)?,
         follow: params.flag("follow"),
         timestamps: params.flag("timestamps"),
     };
@@ -99,12 +97,26 @@ async fn read(app: &App, cvm: &str, source: LogSource, params: &Params) -> Resul
     let text = console || params.flag("text") || params.flag("bare");
     let content_type = if text { "text/plain; charset=utf-8" } else { "application/x-ndjson" };
     let format = if text { Format::Text } else { Format::Json };
-    let pieces = Pieces { stream, first, format, ended: false };
+    let plain = (!params.flag("ansi")).then(Default::default);
+    let pieces = Pieces { stream, first, format, plain, ended: false };
     let body = futures_util::stream::unfold(pieces, |mut pieces| async move {
         let piece = pieces.next().await?;
         Some((Ok::<_, std::convert::Infallible>(piece), pieces))
     });
     Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
+}
+
+/// Lines from the end; `None` for all of them, which docker's word for is `all`.
+fn tail(params: &Params) -> Result<Option<u64>, Error> {
+    for name in ["tail", "lines"] {
+        if params.text(name) == Some("all") {
+            return Ok(None);
+        }
+        if let Some(lines) = params.integer(name, 0, i64::MAX)? {
+            return Ok(Some(lines.unsigned_abs()));
+        }
+    }
+    Ok(Some(DEFAULT_TAIL))
 }
 
 /// What docker takes for a point in time: RFC 3339, unix seconds, or a duration like `10m`.
@@ -127,15 +139,32 @@ struct Pieces {
     stream: LogStream,
     first: Option<Chunk>,
     format: Format,
+    /// For stdout and stderr; absent when orders to a terminal stay.
+    plain: Option<[Plain; 2]>,
     ended: bool,
 }
 
 impl Pieces {
     async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let mut chunk = self.chunk().await?;
+            if let Some(plain) = &mut self.plain {
+                chunk.data = plain[usize::from(chunk.channel == 2)].strip(&chunk.data).into();
+            }
+            if !chunk.data.is_empty() {
+                return Some(match self.format {
+                    Format::Text => chunk.data,
+                    Format::Json => Bytes::from(json_line(&chunk)),
+                });
+            }
+        }
+    }
+
+    async fn chunk(&mut self) -> Option<Chunk> {
         if self.ended {
             return None;
         }
-        let chunk = match self.first.take() {
+        Some(match self.first.take() {
             Some(chunk) => chunk,
             None => match self.stream.next().await? {
                 Ok(chunk) => chunk,
@@ -146,10 +175,6 @@ impl Pieces {
                     Chunk { channel: 2, data: Bytes::from(text) }
                 }
             },
-        };
-        Some(match self.format {
-            Format::Text => chunk.data,
-            Format::Json => Bytes::from(json_line(&chunk)),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Our own surface: what neither contract has.
 
+mod ansi;
 mod audit_logs;
 mod export;
 mod interventions;

@@ -1,10 +1,11 @@
-//! The socket that a node keeps open for what cannot be polled: logs and container lists.
+//! The socket that a node keeps open for what cannot be polled: logs, container lists and looks at machines.
 
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::{SinkExt, StreamExt};
 use holdfast_control::streams::Attachment;
+use holdfast_model::node::STREAM_FRAME;
 use tokio::time::{Duration, Instant, interval, timeout};
 
 use super::{NodeCaller, session};
@@ -17,7 +18,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// A frame that cannot be sent for this long means that the node is gone.
 const SEND_TIME: Duration = Duration::from_secs(10);
-const LARGEST_FRAME: usize = 1024 * 1024;
 
 pub async fn open(
     State(app): State<App>,
@@ -27,7 +27,7 @@ pub async fn open(
 ) -> Result<Response, Failure> {
     let node = app.control.store.node_session(token, session(&params)?).await?;
     let hub = app.control.streams.clone();
-    Ok(upgrade.max_message_size(LARGEST_FRAME).on_upgrade(move |socket| serve(socket, hub.attach(node))))
+    Ok(upgrade.max_message_size(STREAM_FRAME).on_upgrade(move |socket| serve(socket, hub.attach(node))))
 }
 
 async fn serve(socket: WebSocket, mut node: Attachment) {

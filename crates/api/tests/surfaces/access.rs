@@ -32,6 +32,10 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     for rest in ["operations", "operation-status", "composition", "state", "compose_file", "docker-compose.yml"] {
         routes.push(("GET", format!("/cvms/{id}/{rest}")));
     }
+    for rest in ["stats", "network", "network-config", "ports", "user_config", "attestation"] {
+        routes.push(("GET", format!("/cvms/{id}/{rest}")));
+    }
+    routes.push(("PUT", format!("/cvms/{id}/ports")));
     for rest in ["pre-launch-script", "available-os-images"] {
         routes.push(("GET", format!("/cvms/{id}/{rest}")));
     }
@@ -44,7 +48,7 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     routes
 }
 
-const UPDATES: [&str; 10] = [
+const UPDATES: [&str; 11] = [
     "",
     "/compose_file",
     "/docker-compose",
@@ -55,6 +59,7 @@ const UPDATES: [&str; 10] = [
     "/listed",
     "/name",
     "/os-image",
+    "/network-config",
 ];
 
 /// A body that the route understands.
@@ -64,6 +69,7 @@ fn body(path: &str) -> &'static str {
         ("/envs", r#"{"encrypted_env":"00"}"#),
         ("/visibility", r#"{"public_logs":true,"public_sysinfo":true}"#),
         ("/listed", r#"{"listed":true}"#),
+        ("/ports", r#"{"ports":[]}"#),
         ("/name", r#"{"name":"other"}"#),
         ("/os-image", r#"{"os_image_name":"other"}"#),
         ("/compose_file", r#"{"compose_hash":"00","compose_file":{"docker_compose_file":"services: {a: {}}"}}"#),
@@ -173,7 +179,7 @@ async fn a_viewer_changes_nothing() {
 #[tokio::test]
 async fn paths_and_methods_that_are_not_there() {
     let server = Server::start().await;
-    for path in ["/nothing", "/cvms/x/attestation", "/kms/on-chain/base", ""] {
+    for path in ["/nothing", "/cvms/x/firewall-status", "/kms/on-chain/base", ""] {
         let body = server.at(V2026).get(path).await.expect(404);
         assert!(body["detail"].is_string(), "{path}: {body}");
     }

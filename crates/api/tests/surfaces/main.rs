@@ -15,6 +15,7 @@ mod metrics;
 mod node_tokens;
 mod operations;
 mod queue;
+mod runtime;
 mod shapes;
 mod support;
 mod updates;

@@ -403,6 +403,11 @@ impl Node {
 async fn answer_streams(control: Control) {
     let mut socket = control.streams.attach(1);
     while let Some(request) = socket.next_request().await {
+        if let StreamRequest::Stats { id, .. } = request {
+            let disk = holdfast_model::guest::DiskStats { mount_point: "/data".to_owned(), ..Default::default() };
+            let stats = holdfast_model::guest::SystemStats { disks: vec![disk], ..Default::default() };
+            socket.reply(StreamReply::Stats { id, stats: Box::new(stats) });
+        }
         if let StreamRequest::Containers { id, .. } = request {
             let container = holdfast_model::guest::Container {
                 id: "c0ffee".to_owned(),

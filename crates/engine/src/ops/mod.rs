@@ -15,10 +15,12 @@ pub use vm_delete::PLAN as VM_DELETE;
 pub use vm_power_off::PLAN as VM_POWER_OFF;
 pub use vm_power_on::PLAN as VM_POWER_ON;
 pub use vm_restart::PLAN as VM_RESTART;
-pub use vm_update::{COMPOSE_UPDATE, ENV_UPDATE, OS_IMAGE_UPDATE, RENAME, RESIZE, UPDATE, VISIBILITY_UPDATE, plan_of};
+pub use vm_update::{
+    COMPOSE_UPDATE, ENV_UPDATE, OS_IMAGE_UPDATE, PORTS_UPDATE, RENAME, RESIZE, UPDATE, VISIBILITY_UPDATE, plan_of,
+};
 
 /// Every plan there is, old versions that running operations may still need among them.
-pub const ALL: [&Plan; 12] = [
+pub const ALL: [&Plan; 13] = [
     &VM_CREATE,
     &VM_POWER_ON,
     &VM_POWER_OFF,
@@ -27,6 +29,7 @@ pub const ALL: [&Plan; 12] = [
     &COMPOSE_UPDATE,
     &ENV_UPDATE,
     &RESIZE,
+    &PORTS_UPDATE,
     &OS_IMAGE_UPDATE,
     &UPDATE,
     &VISIBILITY_UPDATE,

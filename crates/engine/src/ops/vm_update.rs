@@ -20,6 +20,7 @@ use crate::revision::Revision;
 pub static COMPOSE_UPDATE: Plan = plan("compose_update", &THROUGH_THE_VM, Some(3));
 pub static ENV_UPDATE: Plan = plan("env_update", &THROUGH_THE_VM, Some(3));
 pub static RESIZE: Plan = plan("resize", &THROUGH_THE_VM, Some(3));
+pub static PORTS_UPDATE: Plan = plan("ports_update", &THROUGH_THE_VM, Some(3));
 pub static OS_IMAGE_UPDATE: Plan = plan("os_image_update", &THROUGH_THE_VM, Some(3));
 /// Several of the others at once, or what has no name of its own.
 pub static UPDATE: Plan = plan("update", &THROUGH_THE_VM, Some(3));
@@ -66,7 +67,8 @@ const fn plan(name: &'static str, steps: &'static [Step], pivot: Option<usize>) 
 
 /// The plan whose name says what changes between two revisions; `None` when nothing does.
 pub fn plan_of(old: &Revision, new: &Revision) -> Option<&'static Plan> {
-    let compose = old.ports != new.ports || old.compose_but_envs() != new.compose_but_envs();
+    let compose = old.compose_but_envs() != new.compose_but_envs();
+    let ports = (&old.ports, &old.port_choice) != (&new.ports, &new.port_choice);
     let env = (&old.encrypted_env, &old.env_names) != (&new.encrypted_env, &new.env_names);
     let size = |r: &Revision| (r.vcpu, r.memory_mb, r.disk_gb, r.instance_type.clone());
     let shown = |r: &Revision| (r.listed, r.visibility);
@@ -74,6 +76,8 @@ pub fn plan_of(old: &Revision, new: &Revision) -> Option<&'static Plan> {
         // New values may come with a new compose file, and new names change the list of those that it allows.
         (compose || (old.compose_hash != new.compose_hash && !env), &COMPOSE_UPDATE),
         (env && !compose, &ENV_UPDATE),
+        // A compose file brings the ports that it publishes.
+        (ports && (!compose || old.port_choice != new.port_choice), &PORTS_UPDATE),
         (size(old) != size(new), &RESIZE),
         ((&old.image, &old.os_image_hash) != (&new.image, &new.os_image_hash), &OS_IMAGE_UPDATE),
         (old.user_config != new.user_config, &UPDATE),
@@ -87,6 +91,8 @@ pub fn plan_of(old: &Revision, new: &Revision) -> Option<&'static Plan> {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_model::vm::PortMapping;
+
     use super::*;
 
     #[test]
@@ -110,7 +116,16 @@ mod tests {
         let vcpu: Change = |r| r.vcpu = 2;
         let hidden: Change = |r| r.visibility.logs = Some(false);
         let renamed: Change = |r| r.name = "other".to_owned();
-        let cases: [(&[Change], &str); 12] = [
+        let published: Change = |r| {
+            let (protocol, host_address) = (String::new(), String::new());
+            r.ports.push(PortMapping { protocol, host_address, host_port: 20_000, vm_port: 80 });
+        };
+        let chosen: Change = |r| r.port_choice.added.extend([80]);
+        let cases: [(&[Change], &str); 16] = [
+            (&[published, chosen], "ports_update"),
+            (&[compose, published], "compose_update"),
+            (&[compose, published, chosen], "update"),
+            (&[published, chosen, env], "update"),
             (&[compose], "compose_update"),
             (&[allowed], "compose_update"),
             (&[compose, env], "compose_update"),

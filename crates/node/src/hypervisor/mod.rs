@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_model::Timestamp;
-use holdfast_model::guest::{Container, Keys, LogOptions};
+use holdfast_model::guest::{Container, Keys, LogOptions, SystemStats};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
@@ -163,6 +163,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<(), StreamError>;
 
     async fn containers(&self, uuid: Uuid) -> Result<Vec<Container>, StreamError>;
+
+    /// The machine as its guest sees it.
+    async fn stats(&self, uuid: Uuid) -> Result<Box<SystemStats>, StreamError>;
 }
 
 /// The spec of a VM that is not only waiting to be removed.

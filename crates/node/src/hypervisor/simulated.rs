@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_model::compose::{AppCompose, sha256_hex};
-use holdfast_model::guest::{BootError, BootProgress, Container, LogOptions};
+use holdfast_model::guest::{BootError, BootProgress, Container, DiskStats, LogOptions, SystemStats};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
@@ -302,6 +302,39 @@ impl Hypervisor for Simulated {
     async fn containers(&self, uuid: Uuid) -> Result<Vec<Container>, StreamError> {
         let (spec, started) = self.spec(uuid)?;
         Ok(containers(&spec, started))
+    }
+
+    async fn stats(&self, uuid: Uuid) -> Result<Box<SystemStats>, StreamError> {
+        let (spec, started) = self.spec(uuid)?;
+        Ok(Box::new(stats(&spec, started)))
+    }
+}
+
+/// A machine of the size that was asked for, which says of itself that it is none. Every service takes a little of it.
+fn stats(spec: &VmSpec, started: Timestamp) -> SystemStats {
+    const MIB: u64 = 1024 * 1024;
+    let services = services(spec).len() as u64;
+    let total_memory = spec.memory_mb * MIB;
+    let used_memory = (64 * MIB * (services + 1)).min(total_memory);
+    let total_size = spec.disk_gb * 1024 * MIB;
+    SystemStats {
+        os_name: "simulated".to_owned(),
+        os_version: VERSION.to_owned(),
+        kernel_version: "none".to_owned(),
+        cpu_model: "simulated: there is no machine".to_owned(),
+        num_cpus: spec.vcpu,
+        total_memory,
+        available_memory: total_memory - used_memory,
+        used_memory,
+        free_memory: total_memory - used_memory,
+        uptime: clock::now().since(started).as_secs(),
+        disks: vec![DiskStats {
+            name: "simulated".to_owned(),
+            mount_point: "/data".to_owned(),
+            total_size,
+            free_size: total_size.saturating_sub(256 * MIB * (services + 1)),
+        }],
+        ..SystemStats::default()
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod change;
 mod host;
+mod runtime;
 
 use std::fs;
 use std::path::Path;

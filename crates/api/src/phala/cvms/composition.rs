@@ -82,13 +82,7 @@ pub async fn get(
 
 /// Asks the guest. `Err` holds the words for the user.
 async fn containers(app: &App, cvm: &view::Cvm) -> Result<Vec<Container>, String> {
-    if !cvm.is_up() {
-        return Err(format!("The CVM is {}.", cvm.status));
-    }
-    if !cvm.agent_answered() {
-        return Err("The CVM is booting; its guest agent has not answered yet.".to_owned());
-    }
-    let uuid = cvm.vm.uuid.parse().map_err(|_| "The CVM has no valid UUID.".to_owned())?;
+    let uuid = cvm.guest()?;
     let answer: Result<_, Error> = app.control.streams.containers(cvm.vm.node_id, uuid).await;
     answer.map_err(|error| {
         tracing::debug!(vm = cvm.vm.uuid, %error, "no containers");

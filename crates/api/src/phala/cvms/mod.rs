@@ -1,5 +1,6 @@
 //! CVMs: deploying, finding, power, and what they run.
 
+mod attestation;
 mod compose_file;
 mod compose_update;
 mod composition;
@@ -7,14 +8,18 @@ mod deploy;
 mod detail;
 mod envs;
 pub mod list;
+mod network;
 mod operation;
 mod operations;
 mod os_image;
+mod ports;
 mod power;
 mod resources;
 mod settings;
 mod state;
+mod stats;
 pub mod update;
+mod user_config;
 mod watch;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -38,6 +43,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(settings::visibility))
         .routes(routes!(settings::listed))
         .routes(routes!(settings::name))
+        .routes(routes!(network::patch))
+        .routes(routes!(ports::put))
         .routes(routes!(os_image::patch));
     OpenApiRouter::new()
         .merge(dry_run::routes(with_dry_run))
@@ -46,6 +53,12 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(operation::cancel))
         .routes(routes!(operation::status))
         .routes(routes!(composition::get))
+        .routes(routes!(stats::get))
+        .routes(routes!(network::get))
+        .routes(routes!(network::config))
+        .routes(routes!(ports::get))
+        .routes(routes!(user_config::get))
+        .routes(routes!(attestation::get))
         .routes(routes!(state::get))
         .routes(routes!(compose_file::get, compose_update::replace))
         .routes(routes!(compose_file::docker_compose))

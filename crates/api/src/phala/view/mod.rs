@@ -119,6 +119,17 @@ impl Cvm {
         self.report.as_ref().is_some_and(|r| r.agent)
     }
 
+    /// The UUID to ask the guest agent by. `Err` says in words for the user why it cannot answer.
+    pub fn guest(&self) -> Result<uuid::Uuid, String> {
+        if !self.is_up() {
+            return Err(format!("The CVM is {}.", self.status));
+        }
+        if !self.agent_answered() {
+            return Err("The CVM is booting; its guest agent has not answered yet.".to_owned());
+        }
+        self.vm.uuid.parse().map_err(|_| "The CVM has no valid UUID.".to_owned())
+    }
+
     /// How long QEMU has been running, as dstack words it: `1h 2m 3s`, or `never`.
     pub fn uptime(&self) -> String {
         let started = self.report.as_ref().filter(|_| self.is_up()).and_then(|r| r.started_at);

@@ -161,6 +161,8 @@ impl Walk {
             ("PATCH", "/cvms/{cvm_id}/listed") => json!({ "listed": true }),
             ("PATCH", "/cvms/{cvm_id}/name") => json!({ "name": READY }),
             ("PATCH", "/cvms/{cvm_id}/os-image") => json!({ "os_image_name": "holdfast-1.2.3" }),
+            ("PATCH", "/cvms/{cvm_id}/network-config") => json!({ "gateway_urls": [], "restart": false }),
+            ("PUT", "/cvms/{cvm_id}/ports") => json!({ "ports": [{ "vm_port": 8080.0, "protocol": "tcp" }] }),
             ("PATCH", "/cvms/{cvm_id}/docker-compose") => COMPOSE.replace("hello", "goodbye").into(),
             ("PATCH", "/cvms/{cvm_id}/pre-launch-script") => "echo hi".into(),
             ("PATCH", "/cvms/{cvm_id}/compose_file") => json!({ "compose_hash": hash, "encrypted_env": null }),

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use holdfast_model::guest::{Container, LogOptions};
+use holdfast_model::guest::{Container, LogOptions, SystemStats};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
@@ -414,5 +414,9 @@ impl Hypervisor for Qemu {
 
     async fn containers(&self, uuid: Uuid) -> Result<Vec<Container>, StreamError> {
         self.line(uuid)?.containers().await
+    }
+
+    async fn stats(&self, uuid: Uuid) -> Result<Box<SystemStats>, StreamError> {
+        self.line(uuid)?.stats().await
     }
 }

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use holdfast_model::guest::{BootError, Config, Container, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest};
+use holdfast_model::guest::{
+    BootError, CAN_STATS, Config, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest, hostname,
+};
 use holdfast_model::node::{DesiredVm, STREAM_WINDOW, StreamError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,15 +22,17 @@ use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::lines::Lines;
-use super::{Command, LogStream, Peer, Piece};
+use super::words::{self, MESSAGE, WORD, cut};
+use super::{Command, LogStream, Peer, Piece, Question};
 use crate::clock;
 use crate::hypervisor::qemu::argv::AGENT_SOCKET;
 use crate::hypervisor::qemu::qmp;
 use crate::hypervisor::{KeyError, stream_error};
 use crate::record::GuestView;
 
-/// Lines to the guest that may wait; more are dropped, because a guest that does not read needs no answers.
+/// Lines to the guest that may wait, and their bytes; more are dropped, because a guest that does not read needs no answers.
 const OUTGOING: usize = 64;
+const OUTGOING_BYTES: usize = 2 * MAX_LINE;
 /// Questions and log streams that may be open at once.
 const MAX_OPEN: usize = 256;
 /// How often a Hello is repeated until it is acknowledged.
@@ -38,9 +43,6 @@ const STATE_SPACING: Duration = Duration::from_millis(50);
 const KEYS_SPACING: Duration = Duration::from_secs(1);
 /// When the guest should ask again for keys that the server cannot give now, in seconds.
 const KEYS_RETRY_S: u32 = 3;
-/// Longest texts of a guest that are kept and passed on, in bytes.
-const WORD: usize = 64;
-const MESSAGE: usize = 4096;
 
 /// Connects again and again, until the task is dropped.
 pub(super) async fn run(
@@ -85,7 +87,7 @@ pub(super) async fn run(
 fn refuse(command: Command) {
     let silent = || stream_error("agent_silent", "the guest agent has not answered yet");
     match command {
-        Command::Containers(reply) => drop(reply.send(Err(silent()))),
+        Command::Ask(question) => question.refuse(silent()),
         Command::LogsOpen { opened, .. } => drop(opened.send(Err(silent()))),
         Command::Shutdown { .. } | Command::LogsCredit { .. } | Command::LogsClose { .. } => {}
     }
@@ -111,11 +113,13 @@ struct Channel<'a> {
     session: String,
     talking: bool,
     outgoing: mpsc::Sender<Zeroizing<Vec<u8>>>,
+    /// Bytes that wait in `outgoing`.
+    waiting: Arc<AtomicUsize>,
     _writer: AbortOnDropHandle<()>,
     /// Grace of a power-off that the guest was not told of in this session.
     shutdown: Option<u32>,
     next_id: u64,
-    questions: HashMap<u64, oneshot::Sender<Result<Vec<Container>, StreamError>>>,
+    questions: HashMap<u64, Question>,
     logs: HashMap<u64, LogSide>,
     /// The newest state that was not taken in yet, and when it may be.
     state: Option<GuestState>,
@@ -123,6 +127,8 @@ struct Channel<'a> {
     /// What the guest should run, and the newest generation of it that went to the guest or that the guest has.
     wanted: watch::Receiver<Arc<DesiredVm>>,
     handed: u64,
+    /// Its agent can say how the machine is.
+    can_stats: bool,
     /// The guest has a configuration; one without any asks for it itself.
     configured: bool,
     /// Generation that it asked for and was given.
@@ -135,13 +141,16 @@ impl<'a> Channel<'a> {
     fn new(peer: &'a Peer, commands: mpsc::WeakSender<Command>, write: OwnedWriteHalf, shutdown: Option<u32>) -> Self {
         let (outgoing, lines) = mpsc::channel(OUTGOING);
         let now = Instant::now();
+        let waiting = Arc::<AtomicUsize>::default();
+        let writer = tokio::spawn(write_lines(write, lines, waiting.clone()));
         Self {
             peer,
             commands,
             session: Uuid::new_v4().simple().to_string(),
             talking: false,
             outgoing,
-            _writer: AbortOnDropHandle::new(tokio::spawn(write_lines(write, lines))),
+            waiting,
+            _writer: AbortOnDropHandle::new(writer),
             shutdown,
             next_id: 1,
             questions: HashMap::new(),
@@ -150,6 +159,7 @@ impl<'a> Channel<'a> {
             state_due: now,
             wanted: peer.wanted.clone(),
             handed: 0,
+            can_stats: false,
             configured: false,
             asked: 0,
             keys_due: now,
@@ -193,22 +203,35 @@ impl<'a> Channel<'a> {
         self.say(&ToGuest::Hello { session: self.session.clone() });
     }
 
-    fn say(&self, message: &ToGuest) {
+    /// False when it is dropped.
+    fn say(&self, message: &ToGuest) -> bool {
         match serde_json::to_vec(message) {
             Ok(mut line) => {
                 line.push(b'\n');
-                self.push(Zeroizing::new(line));
+                self.push(Zeroizing::new(line))
             }
-            Err(error) => warn!(vm = %self.peer.uuid, %error, "a line to the guest that cannot be written"),
+            Err(error) => {
+                warn!(vm = %self.peer.uuid, %error, "a line to the guest that cannot be written");
+                false
+            }
         }
     }
 
-    fn push(&self, line: Zeroizing<Vec<u8>>) {
-        if line.len() > MAX_LINE {
-            warn!(vm = %self.peer.uuid, bytes = line.len(), "a line to the guest is too long and was dropped");
-        } else if self.outgoing.try_send(line).is_err() {
-            debug!(vm = %self.peer.uuid, "the guest does not read; a line to it was dropped");
+    fn push(&self, line: Zeroizing<Vec<u8>>) -> bool {
+        let size = line.len();
+        if size > MAX_LINE {
+            warn!(vm = %self.peer.uuid, bytes = size, "a line to the guest is too long and was dropped");
+            return false;
         }
+        // Only this task adds to it, so what fits now fits.
+        let fits = self.waiting.load(Ordering::Acquire) + size <= OUTGOING_BYTES;
+        self.waiting.fetch_add(size, Ordering::AcqRel);
+        if fits && self.outgoing.try_send(line).is_ok() {
+            return true;
+        }
+        self.waiting.fetch_sub(size, Ordering::AcqRel);
+        debug!(vm = %self.peer.uuid, "the guest does not read; a line to it was dropped");
+        false
     }
 
     fn hear(&mut self, line: &[u8]) {
@@ -248,9 +271,15 @@ impl<'a> Channel<'a> {
                 }
             }
             FromGuest::Containers { id, containers, error } => {
-                if let Some(question) = self.questions.remove(&id) {
+                if let Some(Question::Containers(reply)) = self.questions.remove(&id) {
                     let failed = error.map(|e| stream_error("internal", cut(e, MESSAGE)));
-                    let _ = question.send(failed.map_or(Ok(containers), Err));
+                    let _ = reply.send(failed.map_or_else(|| Ok(words::containers(containers)), Err));
+                }
+            }
+            FromGuest::Stats { id, stats, error } => {
+                if let Some(Question::Stats(reply)) = self.questions.remove(&id) {
+                    let why = || stream_error("internal", cut(error.unwrap_or_default(), MESSAGE));
+                    let _ = reply.send(stats.map(|stats| Box::new(words::stats(*stats))).ok_or_else(why));
                 }
             }
             FromGuest::Log { id, channel, data } => self.log(id, channel, &data),
@@ -261,6 +290,7 @@ impl<'a> Channel<'a> {
     fn take_state(&mut self) {
         let Some(state) = self.state.take() else { return };
         self.state_due = Instant::now() + STATE_SPACING;
+        self.can_stats = state.can.iter().any(|word| word == CAN_STATS);
         let wanted = self.wanted.borrow().generation;
         let app_revision = match state.app_revision {
             // An agent of an older image does not speak of it. It runs what it was given at its boot, and nothing newer.
@@ -294,8 +324,10 @@ impl<'a> Channel<'a> {
 
     fn hand_config(&mut self) {
         let desired = self.wanted.borrow_and_update().clone();
-        let Some(spec) = desired.spec.as_ref().filter(|_| self.outgoing.capacity() > 0) else { return };
-        self.say(&ToGuest::Config(Box::new(Config {
+        // Not even made while a guest that does not read asks again and again.
+        let room = self.waiting.load(Ordering::Acquire) < MAX_LINE;
+        let Some(spec) = desired.spec.as_ref().filter(|_| room) else { return };
+        let said = self.say(&ToGuest::Config(Box::new(Config {
             vm_uuid: spec.uuid.to_string(),
             app_id: spec.app_id.clone(),
             instance_id: spec.instance_id.clone(),
@@ -306,7 +338,9 @@ impl<'a> Channel<'a> {
             now: clock::now(),
             revision: desired.generation,
         })));
-        (self.configured, self.handed) = (true, desired.generation);
+        if said {
+            (self.configured, self.handed) = (true, desired.generation);
+        }
     }
 
     fn need_keys(&mut self) {
@@ -343,15 +377,8 @@ impl<'a> Channel<'a> {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Shutdown { grace_s } => self.say(&ToGuest::Shutdown { grace_s }),
-            Command::Containers(reply) => {
-                self.questions.retain(|_, question| !question.is_closed());
-                if self.questions.len() < MAX_OPEN {
-                    let id = self.id();
-                    self.questions.insert(id, reply);
-                    self.say(&ToGuest::Containers { id });
-                }
-            }
+            Command::Shutdown { grace_s } => drop(self.say(&ToGuest::Shutdown { grace_s })),
+            Command::Ask(question) => self.ask(question),
             Command::LogsOpen { container, options, opened } => self.open_log(container, options, opened),
             Command::LogsCredit { id, bytes } => {
                 if let Some(log) = self.logs.get_mut(&id) {
@@ -361,6 +388,24 @@ impl<'a> Channel<'a> {
             }
             Command::LogsClose { id } => self.close_log(id),
         }
+    }
+
+    fn ask(&mut self, question: Question) {
+        self.questions.retain(|_, question| !question.is_closed());
+        if self.questions.len() >= MAX_OPEN {
+            return;
+        }
+        let id = self.id();
+        let message = match &question {
+            Question::Containers(_) => ToGuest::Containers { id },
+            Question::Stats(_) if self.can_stats => ToGuest::Stats { id },
+            Question::Stats(_) => {
+                let why = "the guest agent is of an older image and cannot say how the machine is";
+                return question.refuse(stream_error("agent_old", why));
+            }
+        };
+        self.questions.insert(id, question);
+        self.say(&message);
     }
 
     fn id(&mut self) -> u64 {
@@ -428,11 +473,16 @@ async fn fetched(fetching: &mut Option<AbortOnDropHandle<Result<Keys, KeyError>>
     }
 }
 
-async fn write_lines(mut write: OwnedWriteHalf, mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>) {
+async fn write_lines(
+    mut write: OwnedWriteHalf,
+    mut lines: mpsc::Receiver<Zeroizing<Vec<u8>>>,
+    waiting: Arc<AtomicUsize>,
+) {
     while let Some(line) = lines.recv().await {
         if write.write_all(&line).await.is_err() {
             return;
         }
+        waiting.fetch_sub(line.len(), Ordering::AcqRel);
     }
 }
 
@@ -443,21 +493,4 @@ fn known_code(code: &str) -> &'static str {
         "not_running" => "not_running",
         _ => "internal",
     }
-}
-
-/// At most `most` bytes of `text`, cut between characters.
-fn cut(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        let at = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(at);
-    }
-    text
-}
-
-/// A name that a kernel takes as its host name.
-fn hostname(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let text: String = name.chars().map(plain).take(63).collect();
-    let text = text.trim_matches('-');
-    if text.is_empty() { "vm".to_owned() } else { text.to_owned() }
 }

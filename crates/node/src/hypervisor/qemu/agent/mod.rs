@@ -12,13 +12,14 @@
 
 mod channel;
 mod lines;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_model::guest::{Container, LogOptions};
+use holdfast_model::guest::{Container, LogOptions, SystemStats};
 use holdfast_model::node::{DesiredVm, StreamError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -46,9 +47,34 @@ enum Piece {
     End(Option<StreamError>),
 }
 
+/// Where an answer is awaited.
+type Reply<T> = oneshot::Sender<Result<T, StreamError>>;
+
+enum Question {
+    Containers(Reply<Vec<Container>>),
+    Stats(Reply<Box<SystemStats>>),
+}
+
+impl Question {
+    /// Nobody waits for the answer any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Containers(reply) => reply.is_closed(),
+            Self::Stats(reply) => reply.is_closed(),
+        }
+    }
+
+    fn refuse(self, error: StreamError) {
+        match self {
+            Self::Containers(reply) => drop(reply.send(Err(error))),
+            Self::Stats(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
 enum Command {
     Shutdown { grace_s: u32 },
-    Containers(oneshot::Sender<Result<Vec<Container>, StreamError>>),
+    Ask(Question),
     LogsOpen { container: String, options: LogOptions, opened: oneshot::Sender<Result<LogStream, StreamError>> },
     LogsCredit { id: u64, bytes: u64 },
     LogsClose { id: u64 },
@@ -95,7 +121,12 @@ impl Line {
 
     pub async fn containers(&self) -> Result<Vec<Container>, StreamError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Containers(reply), answer).await
+        self.ask(Command::Ask(Question::Containers(reply)), answer).await
+    }
+
+    pub async fn stats(&self) -> Result<Box<SystemStats>, StreamError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Ask(Question::Stats(reply)), answer).await
     }
 
     pub async fn logs(&self, container: String, options: LogOptions) -> Result<LogStream, StreamError> {

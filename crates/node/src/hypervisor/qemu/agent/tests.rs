@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use holdfast_model::guest::{FromGuest, GuestState, Keys, MAX_LINE, ToGuest};
+use holdfast_model::guest::{CAN_STATS, FromGuest, GuestState, Keys, MAX_LINE, SystemStats, ToGuest};
 use holdfast_model::node::STREAM_WINDOW;
 use holdfast_model::vm::{RunState, StopMode, VmSpec};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -326,4 +326,124 @@ async fn containers_are_asked_for() {
     };
     let (answer, ()) = tokio::join!(asking, answering);
     assert_eq!(answer, Ok(vec![]));
+}
+
+fn can_stats(progress: &str) -> GuestState {
+    GuestState { can: vec![CAN_STATS.to_owned()], ..state(progress) }
+}
+
+#[tokio::test]
+async fn the_machine_is_asked_for_where_the_agent_can_say() {
+    let mut rig = rig();
+    let mut guest = accept(&rig).await;
+    guest.greet("old").await;
+    progress(&mut rig, "old").await;
+    let line = rig.agent.line();
+    // An agent of an older image would be silent; nobody waits for it.
+    assert_eq!(line.stats().await.expect_err("too old").code, "agent_old");
+    guest.say(&FromGuest::State(can_stats("new"))).await;
+    progress(&mut rig, "new").await;
+    let answering = async {
+        let ToGuest::Stats { id } = guest.hear().await else { panic!("nothing asked") };
+        // Of another question, of another kind, and then the answer, longer than anybody wants it.
+        let stats = |model: String| Some(Box::new(SystemStats { cpu_model: model, ..SystemStats::default() }));
+        guest.say(&FromGuest::Stats { id: id + 100, stats: stats("foreign".into()), error: None }).await;
+        guest.say(&FromGuest::Stats { id, stats: stats("c".repeat(10_000)), error: None }).await;
+    };
+    let (answer, ()) = tokio::join!(line.stats(), answering);
+    assert_eq!(answer.expect("an answer").cpu_model.len(), 256);
+    let failing = async {
+        let ToGuest::Stats { id } = guest.hear().await else { panic!("nothing asked") };
+        guest.say(&FromGuest::Stats { id, stats: None, error: Some("x".repeat(10_000)) }).await;
+    };
+    let (answer, ()) = tokio::join!(line.stats(), failing);
+    assert_eq!(answer.expect_err("no answer").message.len(), 4096);
+}
+
+#[tokio::test]
+async fn a_guest_that_asks_without_reading_costs_a_bounded_queue() {
+    let rig = rig();
+    rig.wanted.send_modify(|wanted| {
+        let mut large = (**wanted).clone();
+        large.spec.as_mut().expect("a spec").app_compose = "x".repeat(MAX_LINE / 2);
+        *wanted = Arc::new(large);
+    });
+    let mut guest = accept(&rig).await;
+    guest.greet("booting").await;
+    for _ in 0..10_000 {
+        guest.say(&FromGuest::NeedConfig).await;
+    }
+    // A change of the state comes after all of that.
+    guest.say(&FromGuest::State(state("done"))).await;
+    let mut view = rig.view.clone();
+    let done = view.wait_for(|v| v.guest.boot_progress.as_deref() == Some("done"));
+    tokio::time::timeout(Duration::from_secs(10), done).await.expect("in time").expect("open");
+    rig.agent.line().shutdown(3).await;
+    let mut configs = 0;
+    // At the end of what was queued it hears what is said next.
+    while let ToGuest::Config(config) = guest.hear().await {
+        assert_eq!(config.app_compose.len(), MAX_LINE / 2);
+        configs += 1;
+        if configs == 1 {
+            rig.agent.line().shutdown(3).await;
+        }
+    }
+    // Two lines' worth of bytes in the queue, and one on its way out.
+    assert!((1..=5).contains(&configs), "{configs}");
+    guest.say(&FromGuest::NeedConfig).await;
+    loop {
+        match guest.hear().await {
+            ToGuest::Config(_) => break,
+            other => assert!(matches!(other, ToGuest::Shutdown { .. }), "{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_is_heard_no_more_than_its_share_and_others_are_as_before() {
+    let (hostile, quiet) = (rig(), rig());
+    let mut liar = accept(&hostile).await;
+    let mut guest = accept(&quiet).await;
+    liar.greet("booting").await;
+    guest.greet("done").await;
+    let flood = async {
+        let data = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, vec![b'x'; 64 * 1024]);
+        let mut noise = vec![b'['; 256 * 1024];
+        noise.push(b'\n');
+        for id in 0u64.. {
+            let lines = [
+                FromGuest::Log { id, channel: 9, data: data.clone() },
+                FromGuest::LogEnd { id, error: None },
+                FromGuest::Containers { id, containers: Vec::new(), error: None },
+                FromGuest::NeedKeys,
+                FromGuest::HelloAck { session: "another".to_owned(), state: state("a lie") },
+            ];
+            for line in &lines {
+                liar.say(line).await;
+            }
+            liar.write.write_all(&noise).await.expect("write");
+        }
+    };
+    let line = quiet.agent.line();
+    let answering = async {
+        for _ in 0..50 {
+            let ToGuest::Containers { id } = guest.hear().await else { panic!("nothing asked") };
+            guest.say(&FromGuest::Containers { id, containers: Vec::new(), error: None }).await;
+        }
+    };
+    let asking = async {
+        let mut answers = 0;
+        while answers < 50 {
+            match line.containers().await {
+                Ok(_) => answers += 1,
+                Err(error) => assert!(error.message.contains("yet"), "{error:?}"),
+            }
+        }
+    };
+    let served = async { tokio::join!(asking, answering) };
+    tokio::select! {
+        () = flood => unreachable!("it never ends"),
+        done = tokio::time::timeout(Duration::from_secs(20), served) => drop(done.expect("in time")),
+    }
+    assert_ne!(hostile.view.borrow().guest.boot_progress.as_deref(), Some("a lie"));
 }
