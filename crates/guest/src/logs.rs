@@ -13,6 +13,7 @@ use std::time::Duration;
 use holdfast_model::Timestamp;
 use holdfast_model::guest::LogOptions;
 use holdfast_model::node::StreamError;
+use holdfast_model::time::moment;
 
 use crate::session::Agent;
 use crate::{containers, engine, runner, tail};
@@ -54,8 +55,8 @@ pub fn stream(agent: &Agent, id: u64, container: &str, options: &LogOptions, sto
     let bad_time =
         |text: &str| error("internal", format!("{text:?} is no time: RFC 3339, unix seconds or a duration like 10m"));
     let now = tail::now();
-    let since = options.since.as_deref().map(|t| parse_time(t, now).ok_or_else(|| bad_time(t))).transpose()?;
-    let until = options.until.as_deref().map(|t| parse_time(t, now).ok_or_else(|| bad_time(t))).transpose()?;
+    let since = options.since.as_deref().map(|t| moment(t, now).ok_or_else(|| bad_time(t))).transpose()?;
+    let until = options.until.as_deref().map(|t| moment(t, now).ok_or_else(|| bad_time(t))).transpose()?;
     if let Some(lines) = runner::script_log(name) {
         return stream_script(agent, id, &lines, options, (since, until), stop);
     }
@@ -157,68 +158,9 @@ fn stream_script(
     }
 }
 
-/// The three spellings that docker's own command line takes.
-fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
-    let text = text.trim();
-    let is_number =
-        text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || c == '.');
-    if is_number {
-        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let micros: String = fraction.chars().chain(std::iter::repeat('0')).take(6).collect();
-        let seconds: i64 = seconds.parse().ok()?;
-        return Some(Timestamp(seconds.checked_mul(1_000_000)?.checked_add(micros.parse().ok()?)?));
-    }
-    if let Some(ago) = parse_duration(text) {
-        return Some(Timestamp(now.0.checked_sub(ago)?));
-    }
-    Timestamp::parse(text)
-}
-
-/// Go's `1h30m`, in microseconds.
-fn parse_duration(text: &str) -> Option<i64> {
-    let mut rest = text;
-    let mut micros = 0f64;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let unit_length = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit_length);
-        let scale = match unit {
-            "h" => 3600e6,
-            "m" => 60e6,
-            "s" => 1e6,
-            "ms" => 1e3,
-            _ => return None,
-        };
-        micros += number.parse::<f64>().ok()? * scale;
-        rest = after;
-    }
-    (micros.is_finite() && !text.is_empty() && micros < 1e17).then_some(micros as i64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_as_docker_takes_them() {
-        let now = Timestamp(1_000_000_000_000_000);
-        for (text, micros) in [
-            ("1750000000", 1_750_000_000_000_000),
-            ("1750000000.5", 1_750_000_000_500_000),
-            ("10m", now.0 - 600_000_000),
-            ("1h30m", now.0 - 5_400_000_000),
-            ("1.5s", now.0 - 1_500_000),
-            ("2025-06-15T15:06:40Z", 1_750_000_000_000_000),
-            ("2025-06-15T15:06:40", 1_750_000_000_000_000),
-        ] {
-            assert_eq!(parse_time(text, now), Some(Timestamp(micros)), "{text}");
-        }
-        for text in ["", "yesterday", "10", "-5m", "5x", "99999999999999999999", "1e9"] {
-            let parsed = parse_time(text, now);
-            assert!(parsed.is_none() || text == "10", "{text}: {parsed:?}");
-        }
-    }
 
     #[test]
     fn docker_framing() {

@@ -22,7 +22,7 @@ use holdfast_model::guest::{BootError, BootProgress, Container, DiskStats, LogOp
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
-use holdfast_model::{Timestamp, VERSION};
+use holdfast_model::{Timestamp, VERSION, time};
 use serde::Deserialize;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -283,6 +283,10 @@ impl Hypervisor for Simulated {
                 (0..10).map(|i| (started, format!("{} line {i}", container.image))).collect()
             }
         };
+        let moment = |text: &Option<String>| text.as_deref().and_then(|text| time::moment(text, clock::now()));
+        let (since, until) = (moment(&options.since), moment(&options.until));
+        let wanted = |at: Timestamp| since.is_none_or(|t| at >= t) && until.is_none_or(|t| at <= t);
+        let lines: Vec<_> = lines.into_iter().filter(|(at, _)| wanted(*at)).collect();
         let skip = options.tail.map_or(0, |n| lines.len().saturating_sub(usize::try_from(n).unwrap_or(usize::MAX)));
         for (at, line) in lines.into_iter().skip(skip) {
             let text = if options.timestamps { format!("{at} {line}\n") } else { format!("{line}\n") };

@@ -14,8 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_model::guest::LogOptions;
 use holdfast_model::node::StreamError;
+use holdfast_model::{Timestamp, time};
 
 use super::argv::{SERIAL_LOG, STDERR_LOG, STDOUT_LOG};
+use super::times::{self, Times};
+use crate::clock;
 use crate::hypervisor::{LogSink, stream_error};
 
 pub const CAP: u64 = 4 * 1024 * 1024;
@@ -25,16 +28,22 @@ pub const KEEP: usize = 3;
 const LOOK: Duration = Duration::from_millis(200);
 const BLOCK: usize = 64 * 1024;
 
-fn old(path: &Path, n: usize) -> PathBuf {
+pub fn old(path: &Path, n: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{n}"));
     name.into()
 }
 
-/// Rotates the logs of the VM in `folder` that have grown too large.
+/// Marks the time in the logs of the VM in `folder`, and rotates those that have grown too large.
 pub fn rotate(folder: &Path) {
     for name in [SERIAL_LOG, STDOUT_LOG, STDERR_LOG] {
         let path = folder.join(name);
+        match times::mark(&path, clock::now()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::debug!(path = %path.display(), %error, "cannot mark the time in a log");
+            }
+            _ => {}
+        }
         if fs::metadata(&path).is_ok_and(|m| m.len() > CAP)
             && let Err(error) = rotate_one(&path)
         {
@@ -57,10 +66,11 @@ fn rotate_one(path: &Path) -> io::Result<()> {
     let copied = io::copy(&mut (&mut file).take(CAP), &mut copy);
     // Truncated even when the copy failed: a full disk is what this is here to prevent.
     file.set_len(0)?;
+    times::rotated(path, length.saturating_sub(CAP))?;
     copied.map(drop)
 }
 
-/// Writes a log to `sink`, oldest line first. `since` and `until` do not apply: these lines carry no times.
+/// Writes a log to `sink`, oldest line first. Its lines carry no times; those of [`times`] stand for them.
 pub async fn read(folder: &Path, name: &str, options: &LogOptions, sink: &mut dyn LogSink) -> Result<(), StreamError> {
     if !folder.is_dir() {
         return Err(stream_error("no_such_vm", "nothing of this VM is on the node"));
@@ -68,27 +78,98 @@ pub async fn read(folder: &Path, name: &str, options: &LogOptions, sink: &mut dy
     let path = folder.join(name);
     let channel = if name == STDERR_LOG { 2 } else { 1 };
     let internal = |e: io::Error| stream_error("internal", e.to_string());
-    let mut files: Vec<PathBuf> = (1..=KEEP).rev().map(|n| old(&path, n)).filter(|p| p.exists()).collect();
-    files.push(path.clone());
-    let (first, mut position) = start(&files, options.tail).map_err(internal)?;
-    for file in &files[first..] {
-        if !copy(file, &mut position, channel, sink).await.map_err(internal)? {
+    let mut dated = Dated::of(options)?;
+    let mut files: Vec<(usize, PathBuf)> =
+        (1..=KEEP).rev().map(|n| (n, old(&path, n))).filter(|(_, p)| p.exists()).collect();
+    files.push((0, path.clone()));
+    let paths: Vec<_> = files.iter().map(|(_, path)| path.clone()).collect();
+    let (first, mut position) = start(&paths, options.tail).map_err(internal)?;
+    for (age, file) in &files[first..] {
+        if let Some(dated) = &mut dated {
+            dated.times = Times::of(&path, *age);
+        }
+        if !copy(file, &mut position, channel, &mut dated, sink).await.map_err(internal)? {
             return Ok(());
         }
         if *file != path {
             position = 0;
         }
     }
-    while options.follow && folder.is_dir() {
+    while options.follow && folder.is_dir() && !dated.as_ref().is_some_and(Dated::over) {
         tokio::time::sleep(LOOK).await;
         if fs::metadata(&path).map_or(0, |m| m.len()) < position {
             position = 0;
         }
-        if !copy(&path, &mut position, channel, sink).await.map_err(internal)? {
+        if let Some(dated) = &mut dated {
+            dated.times = Times::of(&path, 0);
+        }
+        if !copy(&path, &mut position, channel, &mut dated, sink).await.map_err(internal)? {
             return Ok(());
         }
     }
+    match dated.map(|mut dated| dated.end(position)) {
+        Some(rest) if !rest.is_empty() => drop(sink.write(channel, rest.into()).await),
+        _ => {}
+    }
     Ok(())
+}
+
+/// Lines of a log that are wanted for their times, or that are to carry them.
+struct Dated {
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    timestamps: bool,
+    /// Of the file that is being read.
+    times: Times,
+    /// The line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Dated {
+    /// `None` when times do not matter.
+    fn of(options: &LogOptions) -> Result<Option<Self>, StreamError> {
+        let LogOptions { since, until, timestamps, .. } = options;
+        let moment = |text: &Option<String>| match text {
+            Some(text) => time::moment(text, clock::now()).map(Some).ok_or_else(|| {
+                stream_error("internal", format!("{text:?} is no time: RFC 3339, unix seconds or a duration like 10m"))
+            }),
+            None => Ok(None),
+        };
+        let (since, until) = (moment(since)?, moment(until)?);
+        let matters = since.is_some() || until.is_some() || *timestamps;
+        let times = Times::of(Path::new(""), 0);
+        Ok(matters.then_some(Self { since, until, timestamps: *timestamps, times, line: Vec::new() }))
+    }
+
+    /// Nothing that is wanted comes any more.
+    fn over(&self) -> bool {
+        self.until.is_some_and(|until| clock::now() > until)
+    }
+
+    /// The wanted lines that a block completes, which begins at `position` of its file.
+    fn lines(&mut self, block: &[u8], position: u64) -> Vec<u8> {
+        let (mut wanted, mut end) = (Vec::new(), position);
+        for piece in block.split_inclusive(|b| *b == b'\n') {
+            self.line.extend_from_slice(piece);
+            end += piece.len() as u64;
+            if piece.ends_with(b"\n") || self.line.len() >= BLOCK {
+                wanted.extend(self.end(end));
+            }
+        }
+        wanted
+    }
+
+    /// The open line, if it is wanted.
+    fn end(&mut self, end: u64) -> Vec<u8> {
+        let (line, at) = (std::mem::take(&mut self.line), self.times.at(end));
+        if line.is_empty() || self.since.is_some_and(|t| at < t) || self.until.is_some_and(|t| at > t) {
+            return Vec::new();
+        }
+        match self.timestamps {
+            true => [format!("{at} ").as_bytes(), &line].concat(),
+            false => line,
+        }
+    }
 }
 
 /// Where the last `tail` lines begin: which file, and where in it.
@@ -125,7 +206,13 @@ fn start(files: &[PathBuf], tail: Option<u64>) -> io::Result<(usize, u64)> {
 }
 
 /// Writes a file from `position` to its end. False when nobody listens.
-async fn copy(path: &Path, position: &mut u64, channel: u8, sink: &mut dyn LogSink) -> io::Result<bool> {
+async fn copy(
+    path: &Path,
+    position: &mut u64,
+    channel: u8,
+    dated: &mut Option<Dated>,
+    sink: &mut dyn LogSink,
+) -> io::Result<bool> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
@@ -139,8 +226,11 @@ async fn copy(path: &Path, position: &mut u64, channel: u8, sink: &mut dyn LogSi
             return Ok(true);
         }
         block.truncate(read);
+        if let Some(dated) = dated {
+            block = dated.lines(&block, *position);
+        }
         *position += read as u64;
-        if !sink.write(channel, Bytes::from(block)).await {
+        if !block.is_empty() && !sink.write(channel, Bytes::from(block)).await {
             return Ok(false);
         }
     }
@@ -192,6 +282,49 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn lines_by_the_time_they_were_written_by() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join(SERIAL_LOG);
+        let read = async |options: LogOptions| {
+            let mut text = Text::default();
+            read(dir.path(), SERIAL_LOG, &options, &mut text).await.expect("read");
+            String::from_utf8(text.0).expect("text")
+        };
+        let mut writer = OpenOptions::new().append(true).create(true).open(&path).expect("open");
+        let mut write = |text: &str, second: i64| {
+            writer.write_all(text.as_bytes()).expect("write");
+            times::mark(&path, Timestamp(second * 1_000_000)).expect("a mark");
+        };
+        write("one\ntwo\n", 100);
+        write("thr", 200);
+        write("ee\n", 300);
+        fs::copy(&path, old(&path, 1)).expect("copy");
+        File::options().write(true).open(&path).and_then(|f| f.set_len(0)).expect("cut");
+        times::rotated(&path, 0).expect("rotated");
+        write("four\nfi", 400);
+        let options = |since: &str, until: &str| {
+            let moment = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
+            LogOptions { since: moment(since), until: moment(until), ..LogOptions::default() }
+        };
+        for (since, until, lines) in [
+            ("50", "", "one\ntwo\nthree\nfour\nfi"),
+            ("101", "", "three\nfour\nfi"),
+            ("", "300", "one\ntwo\nthree\n"),
+            ("250", "350", "three\n"),
+            ("1970-01-01T00:06:40Z", "", "four\nfi"),
+            ("10m", "", ""),
+        ] {
+            assert_eq!(read(options(since, until)).await, lines, "{since} to {until}");
+        }
+        let stamped = LogOptions { timestamps: true, tail: Some(2), ..LogOptions::default() };
+        let at = "1970-01-01T00:06:40.000000Z";
+        assert_eq!(read(stamped).await, format!("{at} four\n{at} fi"));
+        // What is followed until a time that is over ends.
+        let follow = LogOptions { follow: true, ..options("", "300") };
+        assert_eq!(read(follow).await, "one\ntwo\nthree\n");
+    }
+
     #[test]
     fn a_flood_is_cut_back_and_the_writer_goes_on() {
         let dir = tempfile::tempdir().expect("a folder");
@@ -205,8 +338,9 @@ mod tests {
         }
         writer.write_all(b"more").expect("write");
         assert_eq!(fs::read(&path).expect("read"), b"more");
-        let total: u64 =
-            fs::read_dir(dir.path()).expect("list").flatten().map(|e| e.metadata().map_or(0, |m| m.len())).sum();
+        let logs = fs::read_dir(dir.path()).expect("list").flatten();
+        let logs = logs.filter(|e| e.file_name().to_string_lossy().starts_with(SERIAL_LOG));
+        let total: u64 = logs.map(|e| e.metadata().map_or(0, |m| m.len())).sum();
         assert_eq!(total, KEEP as u64 * CAP + 4);
         assert_eq!(fs::read(old(&path, 1)).expect("read")[0], 5);
     }

@@ -9,7 +9,7 @@
 //!                           boot.qcow2 boot.base               disks, and what they were made of
 //!                           data.qcow2 data.made
 //!                           qmp.sock agent.sock qemu.pid       of the running process
-//!                           serial.log stdout.log stderr.log   rotated to .1 .2 .3
+//!                           serial.log stdout.log stderr.log   rotated to .1 .2 .3, each with its .times
 //! ```
 
 mod agent;
@@ -20,6 +20,7 @@ mod logs;
 mod probe;
 mod process;
 mod qmp;
+mod times;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
