@@ -33,8 +33,12 @@ use crate::fault;
 
 /// Members of one commit at the most.
 const LARGEST_GROUP: usize = 128;
-/// A member that has ended waits at most about this long for others to end too.
-const LONGEST_GROUP: Duration = Duration::from_millis(5);
+/// How long a group stays open, in commits: whoever has ended waits for others about as long as the disk would make them
+/// wait anyway, so a fast disk answers soon and a slow one is asked seldom.
+const GROUP_IN_COMMITS: u32 = 3;
+/// And in time, however fast or slow the disk is.
+const SHORTEST_GROUP: Duration = Duration::from_micros(500);
+const LONGEST_GROUP: Duration = Duration::from_millis(10);
 
 /// The writer connection and whoever stands in line for it.
 #[derive(Debug, Clone)]
@@ -51,6 +55,14 @@ struct State {
     group: Option<Group>,
     /// The last member was dropped in the middle and is to be undone; true when it had joined a group.
     abandoned: Option<bool>,
+    /// What a commit takes, as the last ones did.
+    commit: Duration,
+}
+
+impl State {
+    fn longest_group(&self) -> Duration {
+        (self.commit * GROUP_IN_COMMITS).clamp(SHORTEST_GROUP, LONGEST_GROUP)
+    }
 }
 
 /// Transactions that will be durable together.
@@ -169,8 +181,14 @@ impl Writer {
         if self.state().group.is_none() {
             return;
         }
+        let began = Instant::now();
         match run(connection, "COMMIT").await {
-            Ok(()) => self.tell(Ok(())),
+            Ok(()) => {
+                let mut state = self.state();
+                state.commit = (state.commit * 7 + began.elapsed()) / 8;
+                drop(state);
+                self.tell(Ok(()));
+            }
             Err(error) => self.give_up(connection, fault(error)).await,
         }
     }
@@ -202,9 +220,10 @@ async fn end(mut tx: Tx) -> Result<(), Error> {
     let writer = tx.writer.clone();
     let (mut outcome, full) = {
         let mut state = writer.state();
+        let longest = state.longest_group();
         let Some(group) = state.group.as_mut() else { return Err(Error::internal("the group has gone")) };
         group.ended += 1;
-        let full = group.ended >= LARGEST_GROUP || group.began.elapsed() >= LONGEST_GROUP;
+        let full = group.ended >= LARGEST_GROUP || group.began.elapsed() >= longest;
         (group.outcome.subscribe(), full)
     };
     if full || writer.is_alone() {
