@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_engine::{Decision, Direction};
+use holdfast_engine::{Decision, Direction, Undo};
 use holdfast_model::node::{Outcome, Phase};
 use holdfast_model::operation::{Status, Value};
 use holdfast_model::vm::{RunState, VmStatus};
@@ -104,7 +104,7 @@ fn turn_came(store: &Store, vm: usize, left: VmStatus) -> Result<(), String> {
     Ok(())
 }
 
-/// An operation that has undone what it wrote leaves desired state behind: absent after a create, stopped otherwise.
+/// An operation that has undone what it wrote leaves desired state behind, as its undo says.
 /// Its record names no generation that desired state never had.
 fn undone(store: &Store, op: usize) -> Result<(), String> {
     let op = &store.ops[op];
@@ -114,8 +114,11 @@ fn undone(store: &Store, op: usize) -> Result<(), String> {
         return Err(format!("diffs: vm {} never had generation {}", op.vm, op.record.generation));
     }
     let undone = op.record.direction == Direction::Undo && op.record.status.is_terminal();
-    let back = if op.plan.name == "create" { RunState::Absent } else { RunState::Stopped };
-    if undone && op.record.generation > 0 && desired.run_state != back {
+    let back = op.plan.steps.iter().find_map(|step| match step.undo {
+        Some(Undo::Want(want, _)) => Some(want.run_state),
+        _ => None,
+    });
+    if undone && op.record.generation > 0 && Some(desired.run_state) != back {
         return Err(format!("diffs: {} of vm {} was undone, yet it is wanted {:?}", op.plan.name, op.vm, desired));
     }
     Ok(())

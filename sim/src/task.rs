@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::node::{DesiredVm, Outcome, Phase, VmReport};
-use holdfast_model::vm::{RestartPolicy, RunState};
+use holdfast_model::vm::{RestartPolicy, RunState, StopMode};
 use holdfast_node::reconcile::{self, Action, Died, Fault, Local, Machine, Tick};
 use holdfast_node::record::{Life, Record, Runtime};
 
@@ -19,6 +19,7 @@ use crate::world::{Event, World};
 
 const STOP_AFTER_ADOPTION: Duration = Duration::from_secs(30);
 const POWER_OFF_TIME: Duration = Duration::from_secs(15);
+const ASKED_TIME: Duration = Duration::from_secs(25);
 const BACKOFF: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -135,11 +136,12 @@ impl World {
             Life::Starting | Life::On | Life::Stopping => match host.machines.get(&vm) {
                 Some(machine) => {
                     let stopping = runtime.life == Life::Stopping;
-                    let kill_at = stopping.then_some(now + STOP_AFTER_ADOPTION);
+                    let desired = &record.desired;
+                    let asks = desired.run_state == RunState::Stopped && matches!(desired.stop, StopMode::Asked { .. });
+                    let kill_at = (stopping && !asks).then_some(now + STOP_AFTER_ADOPTION);
                     task.local.machine = Machine::On { kill_at };
                     task.watched = Some(machine.id);
                     // What is to be stopped, or started anew, gets nothing any more.
-                    let desired = &record.desired;
                     if desired.run_state == RunState::Running && runtime.epoch >= desired.boot_epoch {
                         task.local.configured = desired.generation;
                     }
@@ -195,6 +197,7 @@ impl World {
                 }
             }
             let Some((report, gone, action)) = self.task(node, vm, |task| {
+                task.local.leaving = task.record.runtime.guest.shutdown_progress.is_some();
                 let action = if task.unsaved {
                     Action::Wait(task.local.fault.as_ref().map_or(now, |f| f.retry_at))
                 } else {
@@ -279,7 +282,9 @@ impl World {
                 }
                 Action::Shutdown { grace_s } => {
                     runtime.life = Life::Stopping;
-                    let kill_at = now + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME;
+                    let asks = matches!(task.record.desired.stop, StopMode::Asked { .. });
+                    let rest = if asks { ASKED_TIME } else { POWER_OFF_TIME };
+                    let kill_at = now + Duration::from_secs(grace_s.into()) + rest;
                     local.machine = Machine::On { kill_at: Some(kill_at) };
                 }
                 Action::Kill => runtime.life = Life::Stopping,
@@ -311,7 +316,7 @@ impl World {
         }
         let writes = matches!(act, Action::Prepare | Action::Start { .. });
         let result = match act {
-            Action::Shutdown { .. } | Action::Configure => Ok(()),
+            Action::Shutdown { .. } | Action::Configure | Action::GiveUp | Action::Withdraw => Ok(()),
             _ => self.misfortune(node, writes),
         };
         let port = self.task(node, vm, |t| t.record.desired.spec.as_ref().map(|s| s.ports[0].host_port)).flatten();
@@ -328,7 +333,8 @@ impl World {
                     self.hosts[node].machines.remove(&vm);
                 }
                 Action::Remove => self.hosts[node].remove(vm),
-                Action::Rest | Action::Wait(_) => {}
+                // What a hypervisor has not asked yet, it forgets.
+                Action::GiveUp | Action::Withdraw | Action::Rest | Action::Wait(_) => {}
             }
         }
         let delay = self.rng.range(50, 200_000);
@@ -362,9 +368,14 @@ impl World {
                     (runtime.life, runtime.clean, runtime.guest.agent) = (Life::Off, true, false);
                 }
                 (Action::Remove, Ok(())) => local.gone = true,
+                (Action::Withdraw, Ok(())) => {
+                    runtime.life = Life::On;
+                    local.machine = Machine::On { kill_at: None };
+                }
                 _ => {}
             }
             match result {
+                Ok(()) if act == Action::GiveUp => task.local.fault = Some(reconcile::given_up(&task.local, now)),
                 Ok(()) => task.local.fault = None,
                 Err(fault) => task.fail(now, fault, random),
             }
@@ -383,8 +394,12 @@ impl World {
 
     fn guest_is_asked(&mut self, node: usize, vm: usize) {
         let Some(machine) = self.hosts[node].machines.get(&vm).map(|m| m.id) else { return };
-        // A guest that hangs is killed when its grace is over.
+        // A guest that hangs is killed when its grace is over, or given up.
         if !self.rng.chance(self.faults.bad_guest) {
+            if let Some(found) = self.hosts[node].machines.get_mut(&vm) {
+                found.guest.shutdown_progress = Some("stopping app".to_owned());
+            }
+            self.vm_notice(node, vm);
             let delay = self.rng.range(100_000, 12_000_000);
             self.after(delay, Event::Guest { node, vm, machine, life: GuestLife::PowersOff });
         }

@@ -57,11 +57,14 @@ impl World {
     fn client_asks(&mut self, vm: usize, queue: bool) {
         let (plan, stop): (&'static Plan, _) = match self.rng.range(0, 10) {
             0..=2 => (&ops::VM_POWER_ON, StopMode::Hard),
-            3..=5 => (&ops::VM_POWER_OFF, GRACE),
+            3 | 4 => (&ops::VM_POWER_OFF, GRACE),
+            5 => (&ops::VM_SHUTDOWN, if self.rng.chance(50) { GRACE } else { StopMode::Asked { grace_s: 10 } }),
             6 | 7 => (&ops::VM_RESTART, if self.rng.chance(50) { GRACE } else { StopMode::Hard }),
             _ => (&ops::VM_DELETE, StopMode::Hard),
         };
         let now = self.clock();
+        // Where operations may wait, nobody can ask for a shutdown.
+        let queue = queue && plan.name != ops::VM_SHUTDOWN.name;
         let accepted = self.store.accept(plan, vm, stop, queue, now);
         self.note(|_| format!("  {} of vm {vm}: operation {accepted:?}", plan.name));
     }

@@ -3,8 +3,8 @@
 //! The one rule: node, ports, rows and operation come in one transaction, so that what was chosen is what was there, and a
 //! refusal leaves nothing.
 
-use holdfast_engine::ops;
-use holdfast_engine::revision::Visibility;
+use holdfast_engine::Plan;
+use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::AppCompose;
 use holdfast_model::error::Error;
@@ -34,15 +34,19 @@ pub(crate) struct Blueprint {
     pub env_names: Vec<String>,
     pub restart_policy: RestartPolicy,
     pub visibility: Visibility,
+    pub shutdown: Shutdown,
+    /// UUID of the CVM that it is made like.
+    pub like: Option<String>,
 }
 
 impl Control {
-    /// Places a CVM and accepts its create operation; ends the transaction.
+    /// Places a CVM and accepts the operation that makes it; ends the transaction.
     pub(crate) async fn vm_create(
         &self,
         mut tx: Tx,
         who: &Principal,
         info: &RequestInfo,
+        plan: &'static Plan,
         blueprint: Blueprint,
         (now, began): (Timestamp, Instant),
     ) -> Result<Vm, Error> {
@@ -78,17 +82,18 @@ impl Control {
             listed: wanted.listed,
             restart_policy: blueprint.restart_policy,
             visibility: blueprint.visibility,
+            shutdown: blueprint.shutdown,
             ports: ports.collect(),
         };
         let vm_id = vms::vm_insert(&mut tx, who, &new, VmStatus::Creating, now).await?;
         let submit = VmSubmit {
-            plan: &ops::VM_CREATE,
+            plan,
             vm_id,
             vm_uuid: &new.uuid,
             vm_name: &new.name,
             compose_hash: &new.compose_hash,
             status_before: VmStatus::Creating,
-            request: serde_json::json!({ "app_id": app_id, "compose_hash": new.compose_hash }),
+            request: request(&app_id, &new.compose_hash, blueprint.like.as_deref()),
             diff: diff(&new),
             touches: vec![
                 Touch { kind: "app", id: app_row, role: "parent" },
@@ -103,6 +108,15 @@ impl Control {
         self.accept_end(tx, info, operation, began).await?;
         Ok(vm)
     }
+}
+
+/// What the operation says that it was asked for.
+fn request(app_id: &str, compose_hash: &str, like: Option<&str>) -> serde_json::Value {
+    let mut request = serde_json::json!({ "app_id": app_id, "compose_hash": compose_hash });
+    if let Some(uuid) = like {
+        request["like"] = uuid.into();
+    }
+    request
 }
 
 fn diff(new: &NewVm) -> Diff {

@@ -3,7 +3,8 @@
 //! The one rule: provision promises nothing but the hash and the ids. Whether there is room is decided again at commit,
 //! in the transaction that takes the room.
 
-use holdfast_engine::revision::Visibility;
+use holdfast_engine::ops;
+use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::preview::Preview;
@@ -204,8 +205,10 @@ impl Control {
             encrypted_env,
             restart_policy: RestartPolicy::default(),
             visibility: Visibility::default(),
+            shutdown: Shutdown::default(),
+            like: None,
         };
-        self.vm_create(tx, who, info, blueprint, (now, began)).await
+        self.vm_create(tx, who, info, &ops::VM_CREATE, blueprint, (now, began)).await
     }
 
     /// A commit that is repeated long after its provision expired still finds its CVM.

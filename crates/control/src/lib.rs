@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod audit_log;
+pub mod batch;
 pub mod catalogue;
 pub mod clock;
 mod create;
@@ -27,6 +28,7 @@ pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
 pub mod placement;
+pub mod schedules;
 pub mod setup;
 pub mod streams;
 pub mod update;

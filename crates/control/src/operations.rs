@@ -2,7 +2,7 @@
 
 use holdfast_engine::ops;
 use holdfast_model::error::{Code, Error};
-use holdfast_model::operation::Status;
+use holdfast_model::operation::{Status, Verb};
 use holdfast_model::vm::VmStatus;
 use holdfast_store::audit::{self, audit_insert};
 use holdfast_store::history::Operation;
@@ -93,7 +93,7 @@ impl Control {
         let Some(plan) = ops::find(&operation.operation_type, version) else {
             return refuse("This version of the server does not know that operation any more.".to_owned());
         };
-        if plan.name == ops::VM_CREATE.name {
+        if plan.verb == Verb::Create {
             let gone = operation.resource_status == VmStatus::Deleted.as_str();
             let why =
                 if gone { "Deploy it again." } else { "The CVM exists: look at its logs, then start or delete it." };

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::deploy::{check_env, check_name, port_seed};
-use crate::vms::{check_turn, not_found};
+use crate::vms::{GRACE_S, check_turn, not_found};
 use crate::{Control, Principal, RequestInfo, catalogue, placement};
 
 /// What a caller asks to change. What is `None` stays as it is.
@@ -58,8 +58,10 @@ pub struct Update {
     pub public_logs: Option<bool>,
     pub public_sysinfo: Option<bool>,
     pub public_tcbinfo: Option<bool>,
-    /// Seconds that a guest gets to stop its app, if it has to start anew; 10 unless told.
-    pub grace_s: Option<u32>,
+    /// Seconds that the guest gets to stop its app, for a shutdown and where a change starts it anew.
+    pub shutdown_timeout: Option<u32>,
+    /// A shutdown may end a guest that does not power off.
+    pub allow_force_stop: Option<bool>,
     /// Do not change what makes a running CVM start anew.
     pub without_restart: bool,
 }
@@ -95,8 +97,7 @@ impl Control {
         update: Update,
         status_code: u16,
     ) -> Result<Updated, Error> {
-        let stop = StopMode::Graceful { grace_s: update.grace_s.unwrap_or(10) };
-        let target = Target { plan, stop, status_code, retry_of: None };
+        let target = Target { plan, status_code, retry_of: None };
         self.update_submit(who, info, id, target, Asked::Changes(Box::new(update))).await
     }
 
@@ -108,8 +109,7 @@ impl Control {
         failed: &Operation,
         plan: &'static Plan,
     ) -> Result<Uuid, Error> {
-        let stop = StopMode::Graceful { grace_s: 10 };
-        let target = Target { plan, stop, status_code: 202, retry_of: Some(failed.id) };
+        let target = Target { plan, status_code: 202, retry_of: Some(failed.id) };
         let updated = self.update_submit(who, info, &failed.resource_uuid, target, Asked::Again(failed.id)).await?;
         Ok(updated.operation)
     }
@@ -261,7 +261,6 @@ enum Asked {
 struct Target {
     /// For a change of nothing.
     plan: &'static Plan,
-    stop: StopMode,
     /// What the audit row says that the caller got.
     status_code: u16,
     retry_of: Option<i64>,
@@ -279,6 +278,8 @@ async fn accept(
 ) -> Result<(i64, Uuid), Error> {
     let diff = change.map(|change| change.diff.clone()).unwrap_or_default();
     let fields: Vec<_> = diff.keys().cloned().collect();
+    let grace_s = next.shutdown.timeout_s.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(GRACE_S);
+    let stop = StopMode::Graceful { grace_s };
     let submit = VmSubmit {
         plan: ops::plan_of(current, next).unwrap_or(target.plan),
         vm_id: vm.id,
@@ -286,7 +287,7 @@ async fn accept(
         vm_name: &vm.name,
         compose_hash: &next.compose_hash,
         status_before: vm.status()?,
-        request: serde_json::json!({ "stop": target.stop, "fields": fields }),
+        request: serde_json::json!({ "stop": stop, "fields": fields }),
         diff,
         touches: vec![
             Touch { kind: "app", id: vm.app_row, role: "parent" },
@@ -357,6 +358,8 @@ fn revised(current: &Revision, update: Update, provisioned: Option<String>) -> R
         next.user_config = Some(text);
     }
     next.listed = update.listed.unwrap_or(next.listed);
+    next.shutdown.timeout_s = update.shutdown_timeout.map(i64::from).or(next.shutdown.timeout_s);
+    next.shutdown.force = update.allow_force_stop.unwrap_or(next.shutdown.force);
     let said = AppCompose::parse(&next.compose)?;
     if let Some(wanted) = &update.ports {
         let by_compose = said.published()?;

@@ -17,8 +17,11 @@ use uuid::Uuid;
 
 use crate::{Control, Principal, RequestInfo};
 
-/// How a guest is stopped that is to start again: its containers get what `docker stop` gives them.
-const GRACE: StopMode = StopMode::Graceful { grace_s: 10 };
+/// Seconds that a guest gets to stop its app where nobody set others: what `docker stop` gives containers.
+pub(crate) const GRACE_S: u32 = 10;
+const GRACE: StopMode = StopMode::Graceful { grace_s: GRACE_S };
+/// The same for a shutdown, which leaves a guest alone that does not make it.
+const SHUTDOWN_S: u32 = 60;
 
 /// Reads an id in any of the forms that clients send. `None` for one that can name nothing.
 fn parse_id(text: &str) -> Vec<By<'_>> {
@@ -74,30 +77,35 @@ impl Control {
     }
 
     pub async fn vm_power_on(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        self.vm_change(who, info, id, &ops::VM_POWER_ON, StopMode::Hard).await
+        self.vm_change(who, info, id, &ops::VM_POWER_ON, Some(StopMode::Hard)).await
     }
 
     pub async fn vm_power_off(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        self.vm_change(who, info, id, &ops::VM_POWER_OFF, GRACE).await
+        self.vm_change(who, info, id, &ops::VM_POWER_OFF, None).await
+    }
+
+    /// Asks the guest to power off, as the CVM's settings say.
+    pub async fn vm_shutdown(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
+        self.vm_change(who, info, id, &ops::VM_SHUTDOWN, None).await
     }
 
     /// With `force` the guest gets no time to stop its app.
     pub async fn vm_restart(&self, who: &Principal, info: &RequestInfo, id: &str, force: bool) -> Result<Vm, Error> {
         let stop = if force { StopMode::Hard } else { GRACE };
-        self.vm_change(who, info, id, &ops::VM_RESTART, stop).await
+        self.vm_change(who, info, id, &ops::VM_RESTART, Some(stop)).await
     }
 
     pub async fn vm_delete(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Vm, Error> {
-        self.vm_change(who, info, id, &ops::VM_DELETE, stop_of(&ops::VM_DELETE)).await
+        self.vm_change(who, info, id, &ops::VM_DELETE, None).await
     }
 
-    async fn vm_change(
+    pub(crate) async fn vm_change(
         &self,
         who: &Principal,
         info: &RequestInfo,
         id: &str,
         plan: &'static Plan,
-        stop: StopMode,
+        stop: Option<StopMode>,
     ) -> Result<Vm, Error> {
         let status_code = if plan.target == VmStatus::Deleted { 204 } else { 200 };
         let request = Submission { plan, stop, if_busy: IfBusy::Refuse, retry_of: None, status_code };
@@ -116,7 +124,7 @@ impl Control {
             return Err(not_found());
         }
         let if_busy = IfBusy::Queue { limit: self.settings.queue_limit };
-        let request = Submission { plan, stop: stop_of(plan), if_busy, retry_of: None, status_code: 200 };
+        let request = Submission { plan, stop: None, if_busy, retry_of: None, status_code: 200 };
         let Submitted { operation, .. } = self.vm_submit(who, info, uuid, request).await?;
         let operation = operation.ok_or_else(|| Error::internal("an idempotency key without its operation"))?;
         self.operation_find(who, &operation.to_string()).await
@@ -130,8 +138,8 @@ impl Control {
         failed: &Operation,
         plan: &'static Plan,
     ) -> Result<Uuid, Error> {
-        let (stop, retry_of) = (stop_of(plan), Some(failed.id));
-        let request = Submission { plan, stop, if_busy: IfBusy::Refuse, retry_of, status_code: 202 };
+        let retry_of = Some(failed.id);
+        let request = Submission { plan, stop: None, if_busy: IfBusy::Refuse, retry_of, status_code: 202 };
         let Submitted { operation, .. } = self.vm_submit(who, info, &failed.resource_uuid, request).await?;
         // A repetition under the same idempotency key accepted nothing new: the first answer stands.
         Ok(operation.unwrap_or(failed.uuid.parse().map_err(Error::internal)?))
@@ -169,7 +177,7 @@ impl Control {
             vm_name: &vm.name,
             compose_hash: &vm.compose_hash,
             status_before: vm.status()?,
-            request: serde_json::json!({ "stop": stop }),
+            request: serde_json::json!({ "stop": stop.unwrap_or_else(|| stop_of(plan, &vm)) }),
             diff: provisional(&from, plan).into_iter().map(|entry| ("status".to_owned(), entry)).collect(),
             touches: vec![Touch { kind: "node", id: vm.node_id, role: "placed_on" }],
             status_code,
@@ -188,7 +196,8 @@ impl Control {
 /// What is asked of a CVM.
 struct Submission {
     plan: &'static Plan,
-    stop: StopMode,
+    /// `None`: as the plan and the CVM's settings say.
+    stop: Option<StopMode>,
     if_busy: IfBusy,
     /// The failed operation that this repeats.
     retry_of: Option<i64>,
@@ -227,9 +236,17 @@ pub(crate) async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBus
 }
 
 /// How a plan stops the guest where its caller does not say.
-fn stop_of(plan: &Plan) -> StopMode {
-    // What is destroyed needs no time to save itself.
-    if plan.target == VmStatus::Deleted { StopMode::Hard } else { GRACE }
+fn stop_of(plan: &Plan, vm: &Vm) -> StopMode {
+    if plan.target == VmStatus::Deleted {
+        // What is destroyed needs no time to save itself.
+        return StopMode::Hard;
+    }
+    if plan.name != ops::VM_SHUTDOWN.name {
+        return GRACE;
+    }
+    let set = vm.shutdown();
+    let grace_s = set.timeout_s.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(SHUTDOWN_S);
+    if set.force { StopMode::Graceful { grace_s } } else { StopMode::Asked { grace_s } }
 }
 
 pub(crate) fn not_found() -> Error {

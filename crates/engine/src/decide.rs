@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use holdfast_model::error::Code;
-use holdfast_model::node::{Outcome, Phase};
+use holdfast_model::node::{GUEST_STAYS, Outcome, Phase};
 use holdfast_model::operation::{FieldDiff, Status, Value};
 use holdfast_model::vm::{RunState, VmStatus};
 use holdfast_model::{Timestamp, guest};
 
+use crate::observe::{Seen, status_seen};
 use crate::plan::{Action, Deadline, Deadlines, Plan, Step, Undo, Until, Want};
 use crate::record::{Decision, Desired, DesiredChange, Direction, EventOut, Failure, Next, Record, World};
 use crate::revision::{Change, Effect};
@@ -136,7 +137,12 @@ impl Run<'_> {
         };
         let name = format!("undo_{name}");
         if !self.out.record.entered {
-            let deadline = if matches!(undo, Undo::Revise(_)) { Deadline::Launch } else { Deadline::Remove };
+            let deadline = match undo {
+                Undo::Revise(_) => Deadline::Launch,
+                // A guest that has begun to stop does so first.
+                Undo::Want(_, Until::Started) => Deadline::Stop,
+                Undo::Want(..) | Undo::Release => Deadline::Remove,
+            };
             self.enter(&name, self.allowed(deadline));
             match undo {
                 Undo::Want(want, _) => self.want(want),
@@ -383,11 +389,16 @@ impl Run<'_> {
 
     /// The status of a VM that was left running or not, as it was: what was seen of it, or else what it was before.
     fn settled(&self) -> VmStatus {
-        let runs = self.world.desired.as_ref().is_some_and(|d| d.run_state == RunState::Running);
-        match self.look(Until::AppUp) {
-            Found::Yes if runs => VmStatus::Running,
-            _ => self.out.record.status_before,
-        }
+        let before = self.out.record.status_before;
+        let (Some(desired), Some(observed)) = (&self.world.desired, &self.world.observed) else { return before };
+        let seen = Seen {
+            generation: observed.generation,
+            phase: observed.phase,
+            failed: observed.boot_error.is_some(),
+            progress: observed.boot_progress.as_deref(),
+            app_revision: observed.app_revision,
+        };
+        status_seen(before, desired, &seen)
     }
 
     /// The `status` entry of the diff says what really changes, now that the claim is held.
@@ -415,6 +426,13 @@ impl Run<'_> {
             return Found::NotYet;
         }
         if let Outcome::Failed { code, message, retryable: false } = &observed.outcome {
+            if code == GUEST_STAYS {
+                return Found::Failed(Failure {
+                    code: Code::GuestStays,
+                    message: "the guest did not power off in its time, and may not be ended by force".to_owned(),
+                    internal: Some(message.clone()),
+                });
+            }
             return Found::Failed(Failure {
                 code: Code::NodeFailed,
                 message: format!("the node could not do it: {code}"),

@@ -9,17 +9,36 @@ use crate::record::Desired;
 /// `current` stays when what was seen says nothing new: a VM whose operation left it in `error` leaves that only when
 /// its app is up after all.
 pub fn status_of(current: VmStatus, desired: &Desired, report: &VmReport) -> VmStatus {
-    if report.generation < desired.generation {
+    let seen = Seen {
+        generation: report.generation,
+        phase: report.phase,
+        failed: report.boot_error.is_some(),
+        progress: report.boot_progress.as_deref(),
+        app_revision: report.app_revision,
+    };
+    status_seen(current, desired, &seen)
+}
+
+/// What of a report says how the VM is.
+pub(crate) struct Seen<'a> {
+    pub generation: u64,
+    pub phase: Phase,
+    pub failed: bool,
+    pub progress: Option<&'a str>,
+    pub app_revision: u64,
+}
+
+/// The same of these parts of a report.
+pub(crate) fn status_seen(current: VmStatus, desired: &Desired, seen: &Seen<'_>) -> VmStatus {
+    if seen.generation < desired.generation {
         return current;
     }
     // The app that is wanted; before the guest's first configuration there is none.
-    let this_app = report.app_revision >= desired.generation;
-    match (desired.run_state, report.phase) {
-        (RunState::Running, Phase::Running) if report.app_revision > 0 && !this_app => current,
-        (RunState::Running, Phase::Running) if report.boot_error.is_some() => VmStatus::Error,
-        (RunState::Running, Phase::Running) if report.boot_progress.as_deref() == Some(BootProgress::Done.as_str()) => {
-            VmStatus::Running
-        }
+    let this_app = seen.app_revision >= desired.generation;
+    match (desired.run_state, seen.phase) {
+        (RunState::Running, Phase::Running) if seen.app_revision > 0 && !this_app => current,
+        (RunState::Running, Phase::Running) if seen.failed => VmStatus::Error,
+        (RunState::Running, Phase::Running) if seen.progress == Some(BootProgress::Done.as_str()) => VmStatus::Running,
         (RunState::Running, Phase::Starting | Phase::Running | Phase::Exited) if current == VmStatus::Error => {
             VmStatus::Error
         }

@@ -29,6 +29,7 @@ pub struct Revision {
     pub user_config: Option<String>,
     pub listed: bool,
     pub visibility: Visibility,
+    pub shutdown: Shutdown,
     /// What of the compose file's ports is published, and what beside them.
     pub port_choice: PortChoice,
     /// What is published, on the host ports that the VM has for it; by port inside the VM.
@@ -41,6 +42,15 @@ pub struct Visibility {
     pub logs: Option<bool>,
     pub sysinfo: Option<bool>,
     pub tcbinfo: Option<bool>,
+}
+
+/// How a VM is shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shutdown {
+    /// Seconds that the guest gets to stop its app. `None`: as long as the server gives.
+    pub timeout_s: Option<i64>,
+    /// A guest that has not powered off by then is ended.
+    pub force: bool,
 }
 
 /// What a change asks of the VM, from nothing to most.
@@ -91,6 +101,7 @@ impl Revision {
             user_config,
             listed,
             visibility,
+            shutdown,
             port_choice,
             ports
         )
@@ -160,6 +171,8 @@ fn diff(old: &Revision, new: &Revision) -> Diff {
     put("env_values_replaced", replaced(false), replaced(old.encrypted_env != new.encrypted_env));
     put("user_config_replaced", replaced(false), replaced(old.user_config != new.user_config));
     put("listed", Some(old.listed.into()), Some(new.listed.into()));
+    put("shutdown_timeout", old.shutdown.timeout_s.map(Value::from), new.shutdown.timeout_s.map(Value::from));
+    put("allow_force_stop", Some(old.shutdown.force.into()), Some(new.shutdown.force.into()));
     for ((field, from), (_, to)) in old.shows().into_iter().zip(new.shows()) {
         put(field, Some(from.into()), Some(to.into()));
     }

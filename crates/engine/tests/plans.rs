@@ -135,8 +135,23 @@ fn an_undo_that_stops_a_broken_vm_leaves_it_stopped() {
 }
 
 #[test]
+fn a_guest_that_stays_fails_the_shutdown_and_runs_on() {
+    let mut bench = Bench::new(&ops::VM_SHUTDOWN);
+    bench.inject("stop", Fault::Stays);
+    bench.run();
+    assert_eq!(bench.record.status, Status::Failed);
+    assert_eq!(bench.record.failure.as_ref().map(|f| f.code), Some(Code::GuestStays));
+    assert_eq!(bench.failed_steps(), ["stop"]);
+    assert_eq!(bench.record.sub_operations, ["request", "stop", "undo_request"]);
+    assert_eq!(bench.world.status, VmStatus::Running);
+    let desired = bench.world.desired.as_ref().map(|d| (d.run_state, d.boot_epoch));
+    assert_eq!(desired, Some((RunState::Running, 2)), "in the epoch that it runs in");
+}
+
+#[test]
 fn what_is_to_be_removed_is_never_started_again() {
-    for plan in [&ops::VM_POWER_ON, &ops::VM_POWER_OFF, &ops::VM_RESTART, &ops::COMPOSE_UPDATE, &ops::RENAME] {
+    let plans = [&ops::VM_POWER_ON, &ops::VM_POWER_OFF, &ops::VM_SHUTDOWN, &ops::VM_RESTART];
+    for plan in plans.into_iter().chain([&ops::COMPOSE_UPDATE, &ops::RENAME]) {
         let mut bench = Bench::new(plan);
         let desired = bench.world.desired.as_mut().expect("desired state");
         (desired.run_state, bench.record.status_before) = (RunState::Absent, VmStatus::Error);

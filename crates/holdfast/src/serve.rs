@@ -112,6 +112,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let owner = format!("{}-{}", config.node_name(), std::process::id());
     tokio::spawn(events::run(control.clone(), stop.clone()));
     let worker = tokio::spawn(loops::worker::run(control.clone(), owner, stop.clone()));
+    tokio::spawn(loops::scheduled_deletes::run(control.clone(), stop.clone()));
     let sealer = tokio::spawn(loops::sealer::run(control.clone(), stop.clone()));
     tokio::spawn(loops::retention::run(control.clone(), data_dir.join("archive"), stop.clone()));
     let embedded = config.node == NodeMode::Embedded;

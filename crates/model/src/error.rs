@@ -79,6 +79,10 @@ codes! {
     AppConflict       = "HF-0115", 409, Some("ERR-03-007"), "The app runs with another configuration; update it instead, or provision a new app.";
     FeatureMissing    = "HF-0116", 400, Some("ERR-02-009"), "Leave the option out; the message says what this server can do.";
 
+    ReplicaSourceNotFound = "HF-0144", 404, Some("ERR-03-008"), "List the app's CVMs to see what there is.";
+    ReplicaImageMissing = "HF-0145", 400, Some("ERR-03-006"), "Choose a node that has the CVM's OS image, or update the CVM to one that is there.";
+    ReplicaHashNeeded = "HF-0146", 409, Some("ERR-03-009"), "Name the compose_hash that the replica is to run, or wait for the update to be over.";
+
     // Changing
     DiskShrinks       = "HF-0118", 400, Some("ERR-02-008"), "Ask for a disk that is at least as large as the one there is.";
     RestartNeeded     = "HF-0119", 400, Some("ERR-02-008"), "Allow the restart, or stop the CVM first.";
@@ -117,6 +121,7 @@ codes! {
     Cancelled         = "HF-0204", 409, None, "Start the operation again if it was cancelled by mistake.";
     GuestExited       = "HF-0205", 502, None, "Read the serial log; the VM ended while it was booting.";
     PlanUnknown       = "HF-0206", 500, None, "Start a version of the server that knows it and it goes on; or an administrator abandons it.";
+    GuestStays        = "HF-0208", 504, None, "Stop the CVM instead, or allow force (allow_force_stop) and shut it down again.";
     OperationUnreadable = "HF-0207", 500, None, "It is tried again when the server starts; administrators see the cause, and can abandon it.";
 
     // Nodes and logs

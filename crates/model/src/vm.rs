@@ -104,6 +104,9 @@ pub enum StopMode {
     /// The guest agent stops the app, which gets `grace_s` seconds, syncs and powers off. A guest that has not done so
     /// 15 seconds after the grace is killed.
     Graceful { grace_s: u32 },
+    /// The same, but nobody kills it: a guest that has not powered off 25 seconds after the grace is left as it is, and
+    /// the node says so.
+    Asked { grace_s: u32 },
     /// QEMU is killed at once.
     Hard,
 }

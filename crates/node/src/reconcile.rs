@@ -16,7 +16,7 @@
 //!
 //! | wanted | machine on | machine off |
 //! |---|---|---|
-//! | running in epoch E | in E or newer: configure once per generation, rest; older, or already being stopped: stop | never ran in E, or stopped by us, or lost with its host: prepare, start; died in E: policy |
+//! | running in epoch E | in E or newer: configure once per generation, rest; asked in vain: withdraw; older, or already being stopped: stop | never ran in E, or stopped by us, or lost with its host: prepare, start; died in E: policy |
 //! | stopped | stop | prepare once per generation, rest |
 //! | absent | stop | remove |
 
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::backoff::backoff;
-use holdfast_model::node::{DesiredVm, Outcome, Phase};
+use holdfast_model::node::{DesiredVm, GUEST_STAYS, Outcome, Phase};
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode};
 
 /// A point in time: how long the node process has been running.
@@ -53,6 +53,10 @@ pub enum Action {
     Shutdown {
         grace_s: u32,
     },
+    /// Say that the guest was asked in vain.
+    GiveUp,
+    /// It was asked in vain and is to run on: ask no more.
+    Withdraw,
     Kill,
     /// Delete everything. Repeatable.
     Remove,
@@ -63,7 +67,7 @@ pub enum Action {
 pub enum Machine {
     Off,
     On {
-        /// Set once the guest was asked to power off: then it is killed.
+        /// Set once the guest was asked to power off: then it is killed, or given up where it is only asked.
         kill_at: Option<Tick>,
     },
 }
@@ -113,6 +117,8 @@ pub struct Local {
     /// Automatic restarts in `epoch`.
     pub restarts: u32,
     pub died: Option<Died>,
+    /// The guest said that it is shutting down.
+    pub leaving: bool,
     pub fault: Option<Fault>,
     /// A tombstone that was obeyed: nothing is left.
     pub gone: bool,
@@ -128,6 +134,7 @@ impl Default for Local {
             epoch: 0,
             restarts: 0,
             died: None,
+            leaving: false,
             fault: None,
             gone: false,
         }
@@ -149,7 +156,9 @@ impl Local {
     }
 
     fn current_fault(&self) -> Option<&Fault> {
-        self.fault.as_ref().filter(|f| f.generation == self.generation())
+        // That a guest stays is said of it for as long as it does.
+        let stays = self.machine != Machine::Off;
+        self.fault.as_ref().filter(|f| f.generation == self.generation() && (stays || f.code != GUEST_STAYS))
     }
 }
 
@@ -173,7 +182,14 @@ pub fn decide(local: &Local, now: Tick, backoff: Duration) -> Action {
         (RunState::Running, Machine::On { kill_at: None }) if local.epoch >= desired.boot_epoch => {
             if local.configured < desired.generation { Action::Configure } else { Action::Rest }
         }
-        (_, Machine::On { kill_at }) => stop(desired.stop, kill_at, now),
+        (RunState::Running, Machine::On { .. })
+            if local.epoch >= desired.boot_epoch && matches!(desired.stop, StopMode::Asked { .. }) =>
+        {
+            // One that has begun to leave does so, and is started again.
+            if local.leaving { Action::Rest } else { Action::Withdraw }
+        }
+        (RunState::Stopped, Machine::On { kill_at }) => stop(desired.stop, kill_at, now),
+        (_, Machine::On { kill_at }) => stop(forced(desired.stop), kill_at, now),
         (RunState::Absent, Machine::Off) => Action::Remove,
         (RunState::Stopped, Machine::Off) if local.prepared_now() => Action::Rest,
         (RunState::Stopped, Machine::Off) => Action::Prepare,
@@ -181,12 +197,21 @@ pub fn decide(local: &Local, now: Tick, backoff: Duration) -> Action {
     }
 }
 
+/// How a machine ends that is in the way of what is wanted.
+fn forced(mode: StopMode) -> StopMode {
+    match mode {
+        StopMode::Asked { grace_s } => StopMode::Graceful { grace_s },
+        other => other,
+    }
+}
+
 fn stop(mode: StopMode, kill_at: Option<Tick>, now: Tick) -> Action {
     match (mode, kill_at) {
         (StopMode::Hard, _) => Action::Kill,
-        (StopMode::Graceful { grace_s }, None) => Action::Shutdown { grace_s },
-        (StopMode::Graceful { .. }, Some(at)) if now >= at => Action::Kill,
-        (StopMode::Graceful { .. }, Some(at)) => Action::Wait(at),
+        (StopMode::Graceful { grace_s } | StopMode::Asked { grace_s }, None) => Action::Shutdown { grace_s },
+        (StopMode::Graceful { .. } | StopMode::Asked { .. }, Some(at)) if now < at => Action::Wait(at),
+        (StopMode::Graceful { .. }, Some(_)) => Action::Kill,
+        (StopMode::Asked { .. }, Some(_)) => Action::GiveUp,
     }
 }
 
@@ -206,6 +231,18 @@ fn start(local: &Local, desired: &DesiredVm, now: Tick, backoff: Duration) -> Ac
         }
     };
     if local.prepared_now() { Action::Start { epoch, restarts } } else { Action::Prepare }
+}
+
+/// The fault of a guest that was asked in vain.
+pub fn given_up(local: &Local, now: Tick) -> Fault {
+    Fault {
+        generation: local.generation(),
+        code: GUEST_STAYS.to_owned(),
+        message: "the guest was asked to power off and has not done so".to_owned(),
+        retryable: false,
+        attempts: 1,
+        retry_at: now,
+    }
 }
 
 /// Whether a machine that died may be started again in its epoch.

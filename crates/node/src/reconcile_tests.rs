@@ -114,6 +114,11 @@ impl Node {
             Action::Shutdown { grace_s } => {
                 self.local.machine = Machine::On { kill_at: Some(self.now + Duration::from_secs(grace_s.into())) };
             }
+            Action::GiveUp => self.local.fault = Some(given_up(&self.local, self.now)),
+            Action::Withdraw => {
+                assert!(!self.local.leaving, "it was not asked in vain");
+                self.local.machine = Machine::On { kill_at: None };
+            }
             Action::Kill => {
                 self.host.processes.clear();
                 self.local.machine = Machine::Off;
@@ -156,7 +161,8 @@ fn run_states() -> impl Strategy<Value = RunState> {
 }
 
 fn stops() -> impl Strategy<Value = StopMode> {
-    prop_oneof![Just(StopMode::Hard), (0u32..30).prop_map(|grace_s| StopMode::Graceful { grace_s })]
+    let graceful = (0u32..30).prop_map(|grace_s| StopMode::Graceful { grace_s });
+    prop_oneof![2 => Just(StopMode::Hard), 2 => graceful, 1 => (0u32..30).prop_map(|grace_s| StopMode::Asked { grace_s })]
 }
 
 fn policies() -> impl Strategy<Value = RestartPolicy> {
@@ -228,8 +234,14 @@ proptest! {
                 prop_assert_eq!(phase(&node.local), Phase::Absent);
             }
             RunState::Stopped => {
-                prop_assert!(on.is_empty() && node.host.disks);
-                prop_assert_eq!(phase(&node.local), Phase::Stopped);
+                if let Outcome::Failed { code, .. } = outcome(&node.local) {
+                    let asked = matches!(last.stop, StopMode::Asked { .. });
+                    prop_assert!(asked && on.len() == 1);
+                    prop_assert_eq!(code.as_str(), GUEST_STAYS);
+                } else {
+                    prop_assert!(on.is_empty() && node.host.disks);
+                    prop_assert_eq!(phase(&node.local), Phase::Stopped);
+                }
             }
             RunState::Running if phase(&node.local) == Phase::Exited => {
                 prop_assert!(on.is_empty() && !will_restart(&node.local));
@@ -341,6 +353,52 @@ fn a_fault_is_retried_later_and_forgotten_by_the_next_generation() {
     // Many VMs whose steps failed together do not try again together.
     assert_eq!(Fault::retry_at(Duration::from_secs(7), 2, 0.5), Duration::from_millis(8500));
     assert_eq!(Fault::retry_at(Duration::ZERO, 40, 1.0), RETRY_MAX / 2);
+}
+
+/// A machine that was asked to stop, and never more than that.
+fn asked() -> Node {
+    let mut node = running(RestartPolicy::Never);
+    node.receive(&desired(2, RunState::Stopped, StopMode::Asked { grace_s: 60 }, 1, RestartPolicy::Never));
+    node.step(false);
+    assert_eq!(phase(&node.local), Phase::Stopping);
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Wait(Duration::from_secs(60)));
+    node
+}
+
+#[test]
+fn a_guest_that_is_only_asked_is_never_killed() {
+    let mut node = asked();
+    assert_eq!(decide(&node.local, Duration::from_secs(60), BACKOFF), Action::GiveUp);
+    node.now = Duration::from_secs(60);
+    node.step(false);
+    assert_eq!(decide(&node.local, Duration::from_secs(9999), BACKOFF), Action::Rest);
+    assert_eq!(phase(&node.local), Phase::Stopping);
+    let Outcome::Failed { code, retryable, .. } = outcome(&node.local) else { panic!("no failure") };
+    assert_eq!((code.as_str(), retryable), (GUEST_STAYS, false));
+    // Asked for by force after all.
+    node.receive(&desired(3, RunState::Stopped, StopMode::Hard, 1, RestartPolicy::Never));
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Kill);
+}
+
+#[test]
+fn a_guest_that_was_asked_in_vain_runs_on_and_one_that_heard_it_starts_again() {
+    let back = desired(3, RunState::Running, StopMode::Asked { grace_s: 60 }, 1, RestartPolicy::Never);
+    let mut node = asked();
+    node.receive(&back);
+    assert_eq!(decide(&node.local, node.now, BACKOFF), Action::Withdraw);
+    node.settle();
+    assert_eq!(phase(&node.local), Phase::Running);
+    assert_eq!(node.host.processes.len(), 1, "the same machine");
+
+    let mut node = asked();
+    node.local.leaving = true;
+    node.receive(&back);
+    assert_eq!(decide(&node.local, Duration::from_secs(9999), BACKOFF), Action::Rest, "it leaves in its own time");
+    assert_eq!(phase(&node.local), Phase::Stopping);
+    node.die();
+    node.local.leaving = false;
+    node.settle();
+    assert_eq!((phase(&node.local), node.local.epoch), (Phase::Running, 1));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use holdfast_failpoint as failpoint;
 use holdfast_model::node::{DesiredVm, VmReport};
-use holdfast_model::vm::{RestartPolicy, RunState, VmSpec};
+use holdfast_model::vm::{RestartPolicy, RunState, StopMode, VmSpec};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -26,6 +26,10 @@ const STOP_AFTER_ADOPTION: Duration = Duration::from_secs(30);
 
 /// The grace of a stop is the app's; this is what the guest may take after it, to sync and power off.
 const POWER_OFF_TIME: Duration = Duration::from_secs(15);
+
+/// The same where it is only asked: an agent that heard it turns the power off 20 seconds after the grace at the latest, so
+/// whoever is still there did not hear it or hangs.
+const ASKED_TIME: Duration = Duration::from_secs(25);
 
 /// What all VM tasks share.
 pub(crate) struct Context {
@@ -99,6 +103,7 @@ impl Vm {
                     Err(error) => self.fail(&StepFault::os("write desired.json", &error)),
                 }
             }
+            self.local.leaving = self.record.runtime.guest.shutdown_progress.is_some();
             self.publish();
             let action = if self.unsaved {
                 Action::Wait(self.local.fault.as_ref().map_or_else(|| self.now(), |f| f.retry_at))
@@ -154,7 +159,10 @@ impl Vm {
         self.local.configured = self.for_guest().spec.as_ref().map_or(0, |_| self.local.generation());
         info!(vm = %self.uuid, process = ?started.process, "adopted a running VM");
         let stopping = self.record.runtime.life == Life::Stopping;
-        let kill_at = stopping.then(|| self.now() + failpoint::patience(STOP_AFTER_ADOPTION));
+        let desired = &self.record.desired;
+        // Whoever was to ask it may have ended before it did: it is asked again.
+        let asks = desired.run_state == RunState::Stopped && matches!(desired.stop, StopMode::Asked { .. });
+        let kill_at = (stopping && !asks).then(|| self.now() + failpoint::patience(STOP_AFTER_ADOPTION));
         self.local.machine = Machine::On { kill_at };
         let runtime = &mut self.record.runtime;
         if !stopping {
@@ -172,6 +180,12 @@ impl Vm {
         let news = self.news.borrow_and_update().clone();
         if self.local.accepts(&news) {
             debug!(vm = %self.uuid, generation = news.generation, run_state = news.run_state.as_str(), "news");
+            // A stop that comes after another one may give the guest less time, not more.
+            if let (StopMode::Graceful { grace_s }, Machine::On { kill_at: Some(at) }) = (news.stop, self.local.machine)
+            {
+                let sooner = self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME;
+                self.local.machine = Machine::On { kill_at: Some(at.min(sooner)) };
+            }
             self.record.desired = news.clone();
             self.local.desired = Some(news);
             self.unsaved = true;
@@ -245,6 +259,8 @@ impl Vm {
             Action::Start { epoch, restarts } => self.start(epoch, restarts).await,
             Action::Configure => self.configure().await,
             Action::Shutdown { grace_s } => self.shutdown(grace_s).await,
+            Action::GiveUp => return self.give_up(),
+            Action::Withdraw => self.withdraw().await,
             Action::Kill => self.kill().await,
             Action::Remove => self.remove().await,
         };
@@ -331,11 +347,29 @@ impl Vm {
     async fn shutdown(&mut self, grace_s: u32) -> Result<(), StepFault> {
         self.record.runtime.life = Life::Stopping;
         self.save_runtime(true).await;
-        self.local.machine =
-            Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + POWER_OFF_TIME) };
+        let rest = match self.record.desired.stop {
+            StopMode::Asked { .. } => ASKED_TIME,
+            StopMode::Graceful { .. } | StopMode::Hard => POWER_OFF_TIME,
+        };
+        self.local.machine = Machine::On { kill_at: Some(self.now() + Duration::from_secs(grace_s.into()) + rest) };
         failpoint::hit("shutdown.before");
         self.context.hypervisor.shutdown(self.uuid, grace_s).await;
         failpoint::hit("shutdown.after");
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        let fault = reconcile::given_up(&self.local, self.now());
+        warn!(vm = %self.uuid, generation = fault.generation, "the guest does not power off");
+        self.local.fault = Some(fault);
+    }
+
+    async fn withdraw(&mut self) -> Result<(), StepFault> {
+        info!(vm = %self.uuid, "asked in vain to power off; it runs on");
+        self.context.hypervisor.shutdown_withdraw(self.uuid).await;
+        self.local.machine = Machine::On { kill_at: None };
+        self.record.runtime.life = Life::On;
+        self.save_runtime(true).await;
         Ok(())
     }
 

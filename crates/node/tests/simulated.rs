@@ -5,13 +5,15 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_model::node::{LogSource, Outcome, Phase, StreamReply, StreamRequest, VmReport};
+use holdfast_model::node::{DesiredVm, GUEST_STAYS, LogSource, Outcome, Phase, StreamReply, StreamRequest, VmReport};
 use holdfast_model::vm::{RunState, StopMode, VmSpec};
-use holdfast_node::hypervisor::simulated::FAILING_SERVICE;
+use holdfast_node::hypervisor::simulated::{DEAF_SERVICE, FAILING_SERVICE};
 use holdfast_node::{HypervisorKind, NodeConfig};
 use support::{FakeServer, RunningNode, Streamed, spec, want};
 
 const SOON: Duration = Duration::from_secs(10);
+/// Longer than a guest is waited for that has no grace.
+const GIVES_UP: Duration = Duration::from_secs(40);
 
 fn config(server: &FakeServer, dir: &std::path::Path, step_ms: u64) -> NodeConfig {
     let mut config = server.config(dir);
@@ -102,6 +104,50 @@ fn with_services(vm: &VmSpec, services: &str) -> VmSpec {
     let file = format!("services: {{{services}}}");
     let app = serde_json::json!({ "name": "app", "runner": "docker-compose", "docker_compose_file": file });
     VmSpec { app_compose: app.to_string(), ..vm.clone() }
+}
+
+/// A guest that does not hear that it is to power off, asked to.
+async fn asked(server: &FakeServer) -> VmSpec {
+    let vm = with_services(&spec("simulated"), &format!("{DEAF_SERVICE}: {{image: x}}"));
+    server.want(want(&vm, 1, RunState::Running, 1));
+    server.until_vm("done", vm.uuid, SOON, |r| r.boot_progress.as_deref() == Some("done")).await;
+    server.want(DesiredVm { stop: StopMode::Asked { grace_s: 0 }, ..want(&vm, 2, RunState::Stopped, 1) });
+    server.until_vm("stopping", vm.uuid, SOON, |r| r.generation == 2 && r.phase == Phase::Stopping).await;
+    vm
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_is_only_asked_is_left_as_it_is() {
+    let (server, dir) = (FakeServer::start().await, tempfile::tempdir().expect("a folder"));
+    let _node = RunningNode::start(config(&server, dir.path(), 1));
+    let vm = asked(&server).await;
+    let began = server.report_of(vm.uuid).expect("reported").started_at;
+    let stays =
+        |r: &VmReport| matches!(&r.outcome, Outcome::Failed { code, retryable: false, .. } if code == GUEST_STAYS);
+    let report = server.until_vm("given up", vm.uuid, GIVES_UP, stays).await;
+    assert_eq!(report.phase, Phase::Stopping);
+    // It is to run on, and does.
+    server.want(DesiredVm { stop: StopMode::Asked { grace_s: 0 }, ..want(&vm, 3, RunState::Running, 1) });
+    let report = server.applied(vm.uuid, 3, Phase::Running, SOON).await;
+    assert_eq!((report.started_at, report.restarts), (began, 0), "the same machine");
+    let told = |r: &VmReport| r.app_revision == 3;
+    server.until_vm("it is told of what is wanted", vm.uuid, SOON, told).await;
+    server.want(want(&vm, 4, RunState::Absent, 1));
+    server.applied(vm.uuid, 4, Phase::Absent, SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_is_asked_is_ended_when_it_may_be_and_one_that_hears_goes() {
+    let (server, dir) = (FakeServer::start().await, tempfile::tempdir().expect("a folder"));
+    let _node = RunningNode::start(config(&server, dir.path(), 1));
+    let vm = asked(&server).await;
+    server.want(DesiredVm { stop: StopMode::Hard, ..want(&vm, 3, RunState::Stopped, 1) });
+    server.applied(vm.uuid, 3, Phase::Stopped, SOON).await;
+    let vm = spec("simulated");
+    server.want(want(&vm, 1, RunState::Running, 1));
+    server.applied(vm.uuid, 1, Phase::Running, SOON).await;
+    server.want(DesiredVm { stop: StopMode::Asked { grace_s: 600 }, ..want(&vm, 2, RunState::Stopped, 1) });
+    server.applied(vm.uuid, 2, Phase::Stopped, SOON).await;
 }
 
 async fn ids(server: &FakeServer, id: u64, vm: &VmSpec) -> BTreeMap<String, String> {

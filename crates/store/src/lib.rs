@@ -35,6 +35,7 @@ pub mod provisions;
 pub mod queue;
 pub mod retention;
 pub mod revisions;
+pub mod schedules;
 pub mod tenancy;
 pub mod usage;
 pub mod verify;

@@ -280,7 +280,7 @@ pub async fn operation_write(
 fn grace(request: &str) -> Result<Duration, Error> {
     let asked: Asked = from_json(request)?;
     Ok(match asked.stop {
-        Some(StopMode::Graceful { grace_s }) => Duration::from_secs(grace_s.into()),
+        Some(StopMode::Graceful { grace_s } | StopMode::Asked { grace_s }) => Duration::from_secs(grace_s.into()),
         Some(StopMode::Hard) | None => Duration::ZERO,
     })
 }

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 
 use holdfast_engine::Direction;
-use holdfast_engine::revision::{Change, Revision, Visibility};
+use holdfast_engine::revision::{Change, Revision, Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::compose::AppCompose;
 use holdfast_model::error::Error;
@@ -42,6 +42,8 @@ struct Row {
     public_sysinfo: Option<bool>,
     public_tcbinfo: Option<bool>,
     port_choice: Option<String>,
+    shutdown_timeout: Option<i64>,
+    allow_force_stop: bool,
 }
 
 /// A revision of a VM, on the ports that the VM has for it.
@@ -49,7 +51,7 @@ async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revisio
     let row: Row = sqlx::query_as(
         "SELECT r.name, r.instance_type, r.vcpu, r.memory_mb, r.disk_gb, r.image, r.os_image_hash, r.compose_hash,
                 c.content AS compose, r.encrypted_env, r.env_names, r.user_config, r.listed, r.public_logs,
-                r.public_sysinfo, r.public_tcbinfo, r.port_choice
+                r.public_sysinfo, r.public_tcbinfo, r.port_choice, r.shutdown_timeout, r.allow_force_stop
          FROM vm_revision r JOIN vm v ON v.id = r.vm_id
          JOIN app_compose c ON c.workspace_id = v.workspace_id AND c.compose_hash = r.compose_hash
          WHERE r.vm_id = $1 AND r.revision = $2",
@@ -77,6 +79,7 @@ async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revisio
         user_config: row.user_config,
         listed: row.listed,
         visibility: Visibility { logs: row.public_logs, sysinfo: row.public_sysinfo, tcbinfo: row.public_tcbinfo },
+        shutdown: Shutdown { timeout_s: row.shutdown_timeout, force: row.allow_force_stop },
         port_choice,
         ports,
     })
@@ -116,14 +119,30 @@ pub(crate) async fn change_of(tx: &mut Tx, operation: i64) -> Result<Option<Chan
     Ok(revisions_of(tx, operation).await?.and_then(|(from, to)| Change::between(&from, &to)))
 }
 
+/// True while an operation changes what a VM runs, and may still take it back.
+pub async fn compose_is_changing(tx: &mut Tx, vm: i64) -> Result<bool, Error> {
+    let changing: Option<i64> = sqlx::query_scalar(
+        "SELECT r.operation_id FROM operation_resource r
+         JOIN vm_revision new ON new.operation_id = r.operation_id AND new.vm_id = r.resource_id
+         JOIN vm_revision old ON old.vm_id = new.vm_id AND old.revision = new.parent
+         WHERE r.kind = 'vm' AND r.resource_id = $1 AND r.held AND new.compose_hash <> old.compose_hash",
+    )
+    .bind(vm)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)?;
+    Ok(changing.is_some())
+}
+
 /// Writes down what a create made, as revision 1. Does nothing for a VM that has it.
 pub async fn revision_first(tx: &mut Tx, vm_id: i64, operation: Option<i64>, now: Timestamp) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
             memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
-            public_logs, public_sysinfo, public_tcbinfo)
+            public_logs, public_sysinfo, public_tcbinfo, shutdown_timeout, allow_force_stop)
          SELECT id, revision, NULL, $2, $3, name, instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash,
-            compose_hash, encrypted_env, env_names, user_config, listed, public_logs, public_sysinfo, public_tcbinfo
+            compose_hash, encrypted_env, env_names, user_config, listed, public_logs, public_sysinfo, public_tcbinfo,
+            shutdown_timeout, allow_force_stop
          FROM vm WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM vm_revision WHERE vm_id = $1)",
     )
     .bind(vm_id)
@@ -147,9 +166,9 @@ pub async fn revision_insert(
     sqlx::query(
         "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
             memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
-            public_logs, public_sysinfo, public_tcbinfo)
+            public_logs, public_sysinfo, public_tcbinfo, shutdown_timeout, allow_force_stop)
          VALUES ($1, (SELECT MAX(revision) + 1 FROM vm_revision WHERE vm_id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10,
-            $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+            $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
     )
     .bind(vm.id)
     .bind(vm.revision)
@@ -170,6 +189,8 @@ pub async fn revision_insert(
     .bind(new.visibility.logs)
     .bind(new.visibility.sysinfo)
     .bind(new.visibility.tcbinfo)
+    .bind(new.shutdown.timeout_s)
+    .bind(new.shutdown.force)
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
@@ -229,7 +250,8 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
             memory_mb = r.memory_mb, disk_gb = r.disk_gb, image = r.image, os_image_hash = r.os_image_hash,
             compose_hash = r.compose_hash, encrypted_env = r.encrypted_env, env_names = r.env_names,
             user_config = r.user_config, listed = r.listed, public_logs = r.public_logs,
-            public_sysinfo = r.public_sysinfo, public_tcbinfo = r.public_tcbinfo
+            public_sysinfo = r.public_sysinfo, public_tcbinfo = r.public_tcbinfo,
+            shutdown_timeout = r.shutdown_timeout, allow_force_stop = r.allow_force_stop
          FROM vm_revision r WHERE vm.id = $1 AND r.vm_id = vm.id AND r.revision = $2",
     )
     .bind(vm_id)

@@ -1,6 +1,6 @@
 //! CVMs as every surface reads them, and the rows a new one is made of.
 
-use holdfast_engine::revision::Visibility;
+use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::node::VmReport;
@@ -54,6 +54,10 @@ pub struct Vm {
     pub public_logs: Option<bool>,
     pub public_sysinfo: Option<bool>,
     pub public_tcbinfo: Option<bool>,
+    shutdown_timeout: Option<i64>,
+    allow_force_stop: bool,
+    /// When it is to be deleted.
+    pub scheduled_delete_at: Option<i64>,
     restart_policy: String,
     pub created_at: i64,
     pub updated_at: i64,
@@ -73,6 +77,11 @@ impl Vm {
 
     pub fn restart_policy(&self) -> Result<RestartPolicy, Error> {
         stored(RestartPolicy::parse(&self.restart_policy), "restart policy", &self.restart_policy)
+    }
+
+    /// How it is shut down.
+    pub fn shutdown(&self) -> Shutdown {
+        Shutdown { timeout_s: self.shutdown_timeout, force: self.allow_force_stop }
     }
 
     pub fn env_names(&self) -> Result<Vec<String>, Error> {
@@ -95,7 +104,8 @@ const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid
         n.publish_address AS node_publish_address, n.last_seen_at AS node_last_seen_at, v.created_by,
         u.username AS creator_name, v.name, v.instance_id, v.status, v.instance_type, v.vcpu, v.memory_mb, v.disk_gb,
         v.image, v.os_image_hash, v.compose_hash, c.content AS compose, v.encrypted_env, v.env_names, v.user_config,
-        v.listed, v.revision, v.public_logs, v.public_sysinfo, v.public_tcbinfo, v.restart_policy, v.created_at,
+        v.listed, v.revision, v.public_logs, v.public_sysinfo, v.public_tcbinfo, v.shutdown_timeout, v.allow_force_stop,
+        v.scheduled_delete_at, v.restart_policy, v.created_at,
         v.updated_at, v.deleted_at, o.report, op.uuid AS operation_uuid, op.operation_type, op.target_state AS operation_target, op.created_at AS operation_created_at
      FROM vm v
      JOIN workspace w ON w.id = v.workspace_id
@@ -279,6 +289,7 @@ pub struct NewVm {
     pub listed: bool,
     pub restart_policy: RestartPolicy,
     pub visibility: Visibility,
+    pub shutdown: Shutdown,
     pub ports: Vec<PortMapping>,
 }
 
@@ -294,9 +305,10 @@ pub async fn vm_insert(
     let id: i64 = sqlx::query_scalar(
         "INSERT INTO vm (uuid, workspace_id, project_id, app_row, node_id, created_by, name, instance_id, status,
             instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names,
-            user_config, listed, restart_policy, created_at, updated_at, public_logs, public_sysinfo, public_tcbinfo)
+            user_config, listed, restart_policy, created_at, updated_at, public_logs, public_sysinfo, public_tcbinfo,
+            shutdown_timeout, allow_force_stop)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22,
-            $23, $24, $25)
+            $23, $24, $25, $26, $27)
          RETURNING id",
     )
     .bind(&new.uuid)
@@ -324,6 +336,8 @@ pub async fn vm_insert(
     .bind(new.visibility.logs)
     .bind(new.visibility.sysinfo)
     .bind(new.visibility.tcbinfo)
+    .bind(new.shutdown.timeout_s)
+    .bind(new.shutdown.force)
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
@@ -410,7 +424,8 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
         sqlx::query(held).bind(id).execute(&mut **tx).await.map_err(fault)?;
     }
     sqlx::query(
-        "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL WHERE id = $1 AND deleted_at IS NULL",
+        "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL, scheduled_delete_at = NULL,
+            scheduled_delete_by = NULL WHERE id = $1 AND deleted_at IS NULL",
     )
     .bind(id)
     .bind(now.micros())

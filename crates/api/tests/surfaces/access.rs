@@ -21,12 +21,13 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
         ("GET", format!("/apps/{app}/revisions/{NO_REVISION}")),
         ("POST", format!("/apps/{app}/revisions/{NO_REVISION}/redeploy")),
         ("POST", format!("/cvms/{id}/revisions/{NO_REVISION}/redeploy")),
+        ("POST", format!("/apps/{app}/cvms/{id}/replicas")),
         ("GET", "/workspaces/default".to_owned()),
         ("GET", "/workspaces/default/nodes".to_owned()),
         ("GET", format!("/cvms/{id}")),
         ("DELETE", format!("/cvms/{id}")),
     ];
-    for rest in ["start", "stop", "restart", "operations/cancel"] {
+    for rest in ["start", "stop", "shutdown", "restart", "operations/cancel", "replicas"] {
         routes.push(("POST", format!("/cvms/{id}/{rest}")));
     }
     for rest in ["operations", "operation-status", "composition", "state", "compose_file", "docker-compose.yml"] {
@@ -48,8 +49,10 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
     routes
 }
 
-const UPDATES: [&str; 11] = [
+const UPDATES: [&str; 13] = [
     "",
+    "/scheduled-delete",
+    "/instance-id",
     "/compose_file",
     "/docker-compose",
     "/pre-launch-script",
@@ -77,7 +80,7 @@ fn body(path: &str) -> &'static str {
     bodies.into_iter().find(|(end, _)| path.ends_with(end)).map_or("{}", |(_, body)| body)
 }
 
-const OPEN_TO_ALL_KEYS: [(&str, &str); 19] = [
+const OPEN_TO_ALL_KEYS: [(&str, &str); 21] = [
     ("GET", "/auth/me"),
     ("GET", "/workspaces"),
     ("GET", "/teepods/available"),
@@ -97,6 +100,8 @@ const OPEN_TO_ALL_KEYS: [(&str, &str); 19] = [
     ("POST", "/status/batch"),
     ("POST", "/cvms"),
     ("POST", "/cvms/provision"),
+    ("POST", "/cvms/batch-stop"),
+    ("PATCH", "/cvms/instance-ids"),
 ];
 
 #[tokio::test]

@@ -15,9 +15,10 @@ use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{
-    Accelerator, Capacity, DesiredVm, Health, Outcome, Phase, Register, Report, StreamReply, StreamRequest, VmReport,
+    Accelerator, Capacity, DesiredVm, GUEST_STAYS, Health, Outcome, Phase, Register, Report, StreamReply,
+    StreamRequest, VmReport,
 };
-use holdfast_model::vm::RunState;
+use holdfast_model::vm::{RunState, StopMode};
 use holdfast_store::Store;
 use holdfast_store::tenancy::{api_key_create, workspace_create};
 use serde_json::{Value, json};
@@ -41,6 +42,8 @@ pub struct Server {
     pub key: String,
     /// While true the node does nothing, so that operations stay in progress.
     pub held: Arc<AtomicBool>,
+    /// While true its guests do not power off when they are only asked to.
+    pub deaf: Arc<AtomicBool>,
     /// While true no app comes up on the node.
     pub fails_boot: Arc<AtomicBool>,
     /// The server has ended the node's session.
@@ -102,11 +105,11 @@ impl Server {
         let node = Node::register(control.clone(), token_id, held.clone()).await;
         tokio::spawn(holdfast_control::events::run(control.clone(), stop.clone()));
         tokio::spawn(worker::run(control.clone(), "test".to_owned(), stop.clone()));
-        let (ended, fails_boot) = (node.ended.clone(), node.fails_boot.clone());
+        let (ended, deaf, fails_boot) = (node.ended.clone(), node.deaf.clone(), node.fails_boot.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(node.run()));
         let router = holdfast_api::router(App { control: control.clone(), needs_node: true });
         let key = std::fs::read_to_string(key_file).expect("the key file");
-        Self { control, router, key: key.trim().to_owned(), held, fails_boot, ended, stop, folder }
+        Self { control, router, key: key.trim().to_owned(), held, deaf, fails_boot, ended, stop, folder }
     }
 
     /// A request with the administrator's key.
@@ -290,6 +293,7 @@ struct Node {
     session: Uuid,
     seq: u64,
     held: Arc<AtomicBool>,
+    deaf: Arc<AtomicBool>,
     fails_boot: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     images: Vec<ImageInfo>,
@@ -326,6 +330,7 @@ impl Node {
             session: hello.session,
             seq: 0,
             held,
+            deaf: Arc::default(),
             fails_boot: Arc::default(),
             ended: Arc::default(),
             images: vec![image],
@@ -362,6 +367,15 @@ impl Node {
             RunState::Stopped => Phase::Stopped,
             RunState::Absent => Phase::Absent,
         };
+        let stays = matches!(vm.stop, StopMode::Asked { .. }) && self.deaf.load(Ordering::Relaxed);
+        if phase == Phase::Stopped
+            && stays
+            && let Some(before) = self.vms.get(&vm.uuid)
+        {
+            let (code, message) = (GUEST_STAYS.to_owned(), "asked in vain".to_owned());
+            let outcome = Outcome::Failed { code, message, retryable: false };
+            return VmReport { generation: vm.generation, outcome, phase: Phase::Stopping, ..before.clone() };
+        }
         let up = phase == Phase::Running;
         let fails = up && self.fails_boot.load(Ordering::Relaxed);
         let boot_error = fails.then(|| BootError { step: "app".to_owned(), message: "no such image".to_owned() });

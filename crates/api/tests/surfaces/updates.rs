@@ -74,6 +74,7 @@ async fn one_patch_is_one_operation_with_one_whole_diff() {
     assert_eq!(
         fields(&done),
         [
+            "allow_force_stop",
             "allowed_envs",
             "compose_hash",
             "disk_gb",
@@ -83,6 +84,7 @@ async fn one_patch_is_one_operation_with_one_whole_diff() {
             "memory_mb",
             "ports",
             "public_logs",
+            "shutdown_timeout",
             "user_config_replaced",
             "vcpu"
         ]

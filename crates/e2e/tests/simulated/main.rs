@@ -6,6 +6,7 @@ mod bad_input;
 mod crashes;
 mod history;
 mod identifiers;
+mod lifecycle;
 mod lists;
 mod operating;
 mod serving;

@@ -4,7 +4,9 @@ mod vm_create;
 mod vm_delete;
 mod vm_power_off;
 mod vm_power_on;
+mod vm_replicate;
 mod vm_restart;
+mod vm_shutdown;
 mod vm_update;
 
 use crate::plan::{Action, Deadline, Plan, Step, Until};
@@ -14,16 +16,20 @@ pub use vm_create::PLAN as VM_CREATE;
 pub use vm_delete::PLAN as VM_DELETE;
 pub use vm_power_off::PLAN as VM_POWER_OFF;
 pub use vm_power_on::PLAN as VM_POWER_ON;
+pub use vm_replicate::PLAN as VM_REPLICATE;
 pub use vm_restart::PLAN as VM_RESTART;
+pub use vm_shutdown::PLAN as VM_SHUTDOWN;
 pub use vm_update::{
     COMPOSE_UPDATE, ENV_UPDATE, OS_IMAGE_UPDATE, PORTS_UPDATE, RENAME, RESIZE, UPDATE, VISIBILITY_UPDATE, plan_of,
 };
 
 /// Every plan there is, old versions that running operations may still need among them.
-pub const ALL: [&Plan; 13] = [
+pub const ALL: [&Plan; 15] = [
     &VM_CREATE,
+    &VM_REPLICATE,
     &VM_POWER_ON,
     &VM_POWER_OFF,
+    &VM_SHUTDOWN,
     &VM_RESTART,
     &VM_DELETE,
     &COMPOSE_UPDATE,

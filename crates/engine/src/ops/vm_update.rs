@@ -80,7 +80,7 @@ pub fn plan_of(old: &Revision, new: &Revision) -> Option<&'static Plan> {
         (ports && (!compose || old.port_choice != new.port_choice), &PORTS_UPDATE),
         (size(old) != size(new), &RESIZE),
         ((&old.image, &old.os_image_hash) != (&new.image, &new.os_image_hash), &OS_IMAGE_UPDATE),
-        (old.user_config != new.user_config, &UPDATE),
+        ((&old.user_config, old.shutdown) != (&new.user_config, new.shutdown), &UPDATE),
         (shown(old) != shown(new), &VISIBILITY_UPDATE),
         (old.name != new.name, &RENAME),
     ];
@@ -121,7 +121,7 @@ mod tests {
             r.ports.push(PortMapping { protocol, host_address, host_port: 20_000, vm_port: 80 });
         };
         let chosen: Change = |r| r.port_choice.added.extend([80]);
-        let cases: [(&[Change], &str); 16] = [
+        let cases: [(&[Change], &str); 17] = [
             (&[published, chosen], "ports_update"),
             (&[compose, published], "compose_update"),
             (&[compose, published, chosen], "update"),
@@ -137,6 +137,7 @@ mod tests {
             (&[hidden, |r| r.listed = true], "visibility_update"),
             (&[renamed], "rename"),
             (&[|r| r.user_config = Some("x".to_owned())], "update"),
+            (&[|r| r.shutdown.force = true], "update"),
             (&[compose, vcpu], "update"),
         ];
         for (index, (changes, plan)) in cases.into_iter().enumerate() {

@@ -7,8 +7,8 @@ use holdfast_engine::{
 };
 use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
-use holdfast_model::node::{Outcome, Phase};
-use holdfast_model::operation::{FieldDiff, Status};
+use holdfast_model::node::{GUEST_STAYS, Outcome, Phase};
+use holdfast_model::operation::{FieldDiff, Status, Verb};
 use holdfast_model::vm::{RunState, VmStatus};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Fault {
     Silence,
     /// The guest reports that its boot failed.
     BootError,
+    /// The guest was asked to power off, and does not.
+    Stays,
 }
 
 pub struct Bench {
@@ -42,7 +44,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(plan: &'static Plan) -> Self {
         let status_before = match plan.name {
-            "create" => VmStatus::Creating,
+            _ if plan.verb == Verb::Create => VmStatus::Creating,
             "power_on" => VmStatus::Stopped,
             _ => VmStatus::Running,
         };
@@ -50,7 +52,7 @@ impl Bench {
             VmStatus::Stopped => (RunState::Stopped, Phase::Stopped),
             _ => (RunState::Running, Phase::Running),
         };
-        let exists = plan.name != "create";
+        let exists = plan.verb != Verb::Create;
         let world = World {
             status: plan.accepted,
             desired: exists.then_some(Desired { generation: 7, run_state, boot_epoch: 2 }),
@@ -146,6 +148,12 @@ impl Bench {
         match self.fault.filter(|(at, _)| !undoing && Some(*at) == step && self.record.entered) {
             Some((_, Fault::Refuse)) => self.world.observed = Some(refusal(desired.generation)),
             Some((_, Fault::Silence)) => self.pass_deadline(),
+            Some((_, Fault::Stays)) => {
+                let (code, message) = (GUEST_STAYS.to_owned(), "asked in vain".to_owned());
+                let seen = self.world.observed.get_or_insert_with(|| observed(0, Phase::Running, 0));
+                seen.outcome = Outcome::Failed { code, message, retryable: false };
+                (seen.generation, seen.phase) = (desired.generation, Phase::Stopping);
+            }
             Some((_, Fault::BootError)) => {
                 let error = BootError { step: "pre-launch".into(), message: "exit status 1".into() };
                 let seen = self.world.observed.get_or_insert_with(|| observed(0, Phase::Running, 0));
@@ -193,7 +201,7 @@ impl Bench {
     /// After an undo: the world is as it was before, in newer generations.
     pub fn assert_nothing_left(&self) {
         let run_state = |world: &World| world.desired.as_ref().map(|d| d.run_state);
-        if self.plan.name == "create" {
+        if self.plan.verb == Verb::Create {
             assert!(self.released, "the reservation was given back");
             assert_eq!(self.world.status, VmStatus::Deleted);
             assert!(matches!(run_state(&self.world), None | Some(RunState::Absent)));
@@ -201,7 +209,9 @@ impl Bench {
             assert!(matches!(seen, None | Some(Phase::Absent)), "the node has nothing left: {seen:?}");
         } else {
             assert!(!self.released);
-            assert_eq!(self.world.status, self.record.status_before);
+            // One that had stopped is on its way back.
+            let restarted = self.plan.name == "shutdown" && self.world.status == VmStatus::Starting;
+            assert!(restarted || self.world.status == self.record.status_before, "{:?}", self.world.status);
             assert_eq!(run_state(&self.world), run_state(&self.before));
             assert_ne!(self.in_force, Some(Direction::Forward), "the revision before is in force");
         }
@@ -247,6 +257,8 @@ fn advance(seen: Option<Observed>, desired: &Desired) -> Observed {
             new.agent = true;
         }
         (RunState::Running, Phase::Running) => new.phase = Phase::Stopping,
+        // It was only asked, and has not heard it.
+        (RunState::Running, Phase::Stopping) if old.boot_epoch == desired.boot_epoch => new.phase = Phase::Running,
         (RunState::Running, Phase::Absent) => new.phase = Phase::Preparing,
         (RunState::Running, Phase::Starting) => {
             new.phase = Phase::Running;

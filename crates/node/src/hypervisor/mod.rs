@@ -147,6 +147,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Asks the guest to power itself off within `grace_s` seconds. Does not wait for it.
     async fn shutdown(&self, uuid: Uuid, grace_s: u32);
 
+    /// Forgets to ask a guest that has not heard it yet.
+    async fn shutdown_withdraw(&self, uuid: Uuid);
+
     /// Ends the machine; when this returns it is gone. Nothing happens if it is gone already.
     async fn kill(&self, uuid: Uuid) -> Result<(), Fault>;
 

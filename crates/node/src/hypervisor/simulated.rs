@@ -7,7 +7,8 @@
 //!   prepare (1 step) -> start (1 step) -> booting (1 step) -> agent answers, starting containers (1 step) -> done
 //!                                                   another app while it runs: starting containers (1 step) -> done
 //! ```
-//! An app with a service named [`FAILING_SERVICE`] never comes up: it ends in a boot error.
+//! An app with a service named [`FAILING_SERVICE`] never comes up: it ends in a boot error. A guest with one named
+//! [`DEAF_SERVICE`] does not power off when it is asked to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -36,6 +37,9 @@ pub const SLOTS: u32 = 10_000;
 
 /// Name of the service whose app fails, for tests.
 pub const FAILING_SERVICE: &str = "holdfast-sim-fail";
+
+/// Name of the service whose guest does not hear that it is to power off, for tests.
+pub const DEAF_SERVICE: &str = "holdfast-sim-deaf";
 
 /// The image that every simulated node offers when the image folder has none.
 const IMAGE: &str = "simulated";
@@ -243,6 +247,9 @@ impl Hypervisor for Simulated {
 
     async fn shutdown(&self, uuid: Uuid, _grace_s: u32) {
         if let Some(guest) = self.lock().get(&uuid) {
+            if guest.desired.spec.as_ref().is_some_and(|spec| services(spec).contains_key(DEAF_SERVICE)) {
+                return;
+            }
             guest.view.send_modify(|v| v.guest.shutdown_progress = Some("powering off".to_owned()));
         }
         let (guests, step) = (self.guests.clone(), self.step);
@@ -251,6 +258,8 @@ impl Hypervisor for Simulated {
             end(&guests, uuid, "the guest powered itself off", true);
         });
     }
+
+    async fn shutdown_withdraw(&self, _uuid: Uuid) {}
 
     async fn kill(&self, uuid: Uuid) -> Result<(), Fault> {
         tokio::time::sleep(self.step).await;

@@ -1,7 +1,7 @@
 //! A database with a workspace, a node and, on request, VMs.
 
 use holdfast_engine::ops;
-use holdfast_engine::revision::Visibility;
+use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_model::image::ImageInfo;
@@ -68,6 +68,7 @@ impl World {
             listed: false,
             restart_policy: RestartPolicy::default(),
             visibility: Visibility::default(),
+            shutdown: Shutdown::default(),
             ports: vec![PortMapping {
                 protocol: "tcp".to_owned(),
                 host_address: "127.0.0.1".to_owned(),

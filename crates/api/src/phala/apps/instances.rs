@@ -22,6 +22,9 @@ use crate::phala::view::machine::Machine;
 pub struct CreateAppInstanceRequest {
     #[schema(value_type = Option<i64>)]
     node_id: Option<Integer>,
+    /// The same as `node_id`, which goes before it.
+    #[schema(value_type = Option<i64>)]
+    teepod_id: Option<Integer>,
     docker_compose_file: Option<String>,
     /// Empty: none.
     pre_launch_script: Option<String>,
@@ -43,6 +46,7 @@ pub struct CreateAppInstanceRequest {
     responses((status = 200, body = Machine), (status = 400, description = "It cannot be had"),
         (status = 401, description = "Authentication required"),
         (status = 404, description = "App not found, or it has no CVM"),
+        (status = 409, description = "The newest CVM is being updated or removed"),
         (status = 422, description = "Validation error, or nothing was provisioned under the hash")))]
 pub async fn create(
     State(app): State<App>,
@@ -61,7 +65,7 @@ pub async fn create(
     }
     let row = app.control.app_find(&caller.who, &app_id).await?;
     let instance = Instance {
-        node_id: request.node_id.map(|id| id.0),
+        node_id: request.node_id.or(request.teepod_id).map(|id| id.0),
         compose_hash: request.compose_hash.filter(|hash| !hash.is_empty()),
         docker_compose_file: request.docker_compose_file,
         pre_launch_script: request.pre_launch_script,

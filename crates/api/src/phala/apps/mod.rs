@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::cvms::replicas;
 use super::version::Version;
 use super::view;
 use super::view::basic::AppCvmBasicInfo;
@@ -32,7 +33,10 @@ use crate::{App, dry_run};
 const CVMS_OF_APP: i64 = 1000;
 
 pub fn routes() -> OpenApiRouter<App> {
-    let with_dry_run = OpenApiRouter::new().routes(routes!(instances::create)).routes(routes!(redeploy::of_cvm));
+    let with_dry_run = OpenApiRouter::new()
+        .routes(routes!(instances::create))
+        .routes(routes!(replicas::of_app))
+        .routes(routes!(redeploy::of_cvm));
     OpenApiRouter::new()
         .routes(routes!(list::list))
         .routes(routes!(list::filter_options))

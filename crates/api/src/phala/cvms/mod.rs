@@ -1,12 +1,14 @@
 //! CVMs: deploying, finding, power, and what they run.
 
 mod attestation;
+mod batch_stop;
 mod compose_file;
 mod compose_update;
 mod composition;
 mod deploy;
 mod detail;
 mod envs;
+mod instance_ids;
 pub mod list;
 mod network;
 mod operation;
@@ -14,7 +16,9 @@ mod operations;
 mod os_image;
 mod ports;
 mod power;
+pub mod replicas;
 mod resources;
+mod scheduled_delete;
 mod settings;
 mod state;
 mod stats;
@@ -34,7 +38,10 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(detail::get, update::patch, power::delete))
         .routes(routes!(power::start))
         .routes(routes!(power::stop))
+        .routes(routes!(power::shutdown))
         .routes(routes!(power::restart))
+        .routes(routes!(replicas::create))
+        .routes(routes!(scheduled_delete::patch))
         .routes(routes!(compose_update::trigger))
         .routes(routes!(compose_update::docker_compose))
         .routes(routes!(compose_update::pre_launch_script))
@@ -49,6 +56,9 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(dry_run::routes(with_dry_run))
         .routes(routes!(list::paginated))
+        .routes(routes!(batch_stop::post))
+        .routes(routes!(instance_ids::one))
+        .routes(routes!(instance_ids::many))
         .routes(routes!(operations::list))
         .routes(routes!(operation::cancel))
         .routes(routes!(operation::status))

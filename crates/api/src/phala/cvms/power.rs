@@ -1,4 +1,4 @@
-//! Start, stop, restart and delete: each is one accepted operation, answered before it is carried out.
+//! Start, stop, shutdown, restart and delete: each is one accepted operation, answered before it is carried out.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -56,6 +56,26 @@ pub async fn stop(
     Path(id): Path<String>,
 ) -> Result<Json<Machine>, Failure> {
     let vm = app.control.vm_power_off(&caller.who, &info, &id).await?;
+    Ok(answer(&app, asked.of(&caller.who), vm).await?)
+}
+
+/// Shut a CVM down
+///
+/// The guest is asked to stop its app and to power off, in the CVM's `shutdown_timeout` (60 seconds unless `PATCH
+/// /cvms/{cvm_id}` set another). One that has not done so is ended where `allow_force_stop` is set; otherwise the operation
+/// fails and the CVM runs on.
+#[utoipa::path(post, path = "/api/v1/cvms/{cvm_id}/shutdown", tag = "CVMs", operation_id = "cvms_shutdown",
+    params(("cvm_id" = String, Path, description = "UUID, `cvm_`, `app_` or `instance_` id, integer id, or name")),
+    responses((status = 200, body = Machine), (status = 401, description = "Authentication required"),
+        (status = 404, description = "CVM not found"), (status = 409, description = "Busy, or not running")))]
+pub async fn shutdown(
+    State(app): State<App>,
+    caller: Caller<WriteVms>,
+    asked: Asked,
+    Info(info): Info,
+    Path(id): Path<String>,
+) -> Result<Json<Machine>, Failure> {
+    let vm = app.control.vm_shutdown(&caller.who, &info, &id).await?;
     Ok(answer(&app, asked.of(&caller.who), vm).await?)
 }
 

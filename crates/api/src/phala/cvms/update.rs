@@ -47,13 +47,13 @@ pub struct UpdateCvmRequest {
     #[schema(value_type = Option<i64>)]
     disk_size: Option<Integer>,
     image: Option<String>,
-    /// Seconds that the app gets to stop, where the CVM has to start anew; 10 unless told.
+    /// Seconds that the app gets to stop when the CVM is shut down, and where a change starts it anew.
     #[schema(value_type = Option<i64>, minimum = 10, maximum = 1200)]
     shutdown_timeout: Option<Integer>,
-    /// A guest that has not stopped 15 seconds after its time is ended, whatever this says.
+    /// A shutdown may end a guest that has not powered off in its time. A stop, and a change that starts the CVM anew, always
+    /// may.
     #[schema(value_type = Option<bool>)]
-    #[serde(rename = "allow_force_stop")]
-    _allow_force_stop: Option<Flag>,
+    allow_force_stop: Option<Flag>,
 }
 
 /// An update that was accepted.
@@ -122,14 +122,15 @@ pub async fn patch(
         memory_mb: number(request.memory),
         disk_gb: number(request.disk_size),
         image: request.image,
-        grace_s: number(request.shutdown_timeout).map(grace).transpose()?,
+        shutdown_timeout: number(request.shutdown_timeout).map(shutdown_timeout).transpose()?,
+        allow_force_stop: flag(request.allow_force_stop),
         ..Update::default()
     };
     let updated = app.control.vm_update(&caller.who, &info, &id, &ops::UPDATE, update, 202).await?;
     Ok(UpdateAccepted::of(&updated))
 }
 
-fn grace(seconds: i64) -> Result<u32, Error> {
+fn shutdown_timeout(seconds: i64) -> Result<u32, Error> {
     let bad = |kind: &str, why: &str| Error::field("body", "shutdown_timeout", kind, why);
     match u32::try_from(seconds) {
         Ok(seconds @ 10..=1200) => Ok(seconds),

@@ -86,7 +86,7 @@ impl CvmBasicInfo {
             kms_info: Some(kms_info(control)),
             contract_address: None,
             deployer_address: None,
-            scheduled_delete_at: None,
+            scheduled_delete_at: vm.scheduled_delete_at.map(Timestamp),
             public_urls: Some(cvm.public_urls.clone()),
             gateway_domain: None,
         }

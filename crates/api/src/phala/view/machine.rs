@@ -1,6 +1,8 @@
 //! The VM object: what commit and the power routes answer.
 
 use holdfast_model::Timestamp;
+use holdfast_model::hashid::{self, Prefix};
+use holdfast_store::vms::Vm;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,6 +18,15 @@ pub enum VmId {
     Integer(i64),
     /// From 2026-05-22: `cvm_...`.
     Hashid(String),
+}
+
+impl VmId {
+    pub fn of(vm: &Vm, version: Version) -> Self {
+        match version {
+            Version::V20251028 | Version::V20260121 => Self::Integer(vm.id),
+            Version::V20260522 | Version::V20260623 => Self::Hashid(hashid::encode(Prefix::Cvm, vm.id)),
+        }
+    }
 }
 
 /// A CVM after a request that changes it.
@@ -57,7 +68,7 @@ impl Machine {
     pub fn of(cvm: &Cvm, version: Version) -> Self {
         let vm = &cvm.vm;
         Self {
-            id: if version >= Version::V20260522 { VmId::Hashid(cvm.hashid()) } else { VmId::Integer(vm.id) },
+            id: VmId::of(vm, version),
             name: vm.name.clone(),
             status: cvm.status.to_owned(),
             teepod_id: vm.node_id,

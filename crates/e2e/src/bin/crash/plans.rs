@@ -64,8 +64,6 @@ pub struct Plan {
     pub qemu: bool,
     /// A cancel follows as soon as the node is at work, before the pivot.
     pub cancelled: bool,
-    /// Another CVM of an app that has one.
-    pub further: bool,
 }
 
 /// What the client was answered: status codes, none where there was no answer.
@@ -86,7 +84,6 @@ const fn plan(name: &'static str, operation_type: &'static str, cvm: &'static st
         times: 1,
         qemu: false,
         cancelled: false,
-        further: false,
     }
 }
 
@@ -104,13 +101,14 @@ const COMPOSE_UPDATE_UNDONE: Plan =
     Plan { name: "compose_update_undone", ends: ("failed", "running"), ..COMPOSE_UPDATE };
 const RESIZE: Plan = plan("resize", "resize", "running", 1);
 const POWER_OFF: Plan = plan("power_off", "power_off", "stopped", 0);
-const REPLICATE: Plan = Plan { name: "replicate", further: true, ..CREATE };
+const SHUTDOWN: Plan = plan("shutdown", "shutdown", "stopped", 0);
+const REPLICATE: Plan = plan("replicate", "replicate", "running", 1);
 /// Another app.
 const CHANGED: &str = "services:\n  app:\n    image: other\n    ports: [\"8080:8080\"]\n";
 /// The simulated guest fails this one.
 const BROKEN: &str = "services:\n  holdfast-sim-fail:\n    image: x\n    ports: [\"8080:8080\"]\n";
 
-const ALONE: [Plan; 17] = [
+const ALONE: [Plan; 18] = [
     CREATE,
     undone(CREATE, "create_undone_at_prepare", "prepare", "deleted"),
     undone(CREATE, "create_undone_at_start", "start", "deleted"),
@@ -119,6 +117,7 @@ const ALONE: [Plan; 17] = [
     POWER_ON,
     undone(POWER_ON, "power_on_undone", "start", "stopped"),
     POWER_OFF,
+    SHUTDOWN,
     RESTART,
     Plan { name: "restart_queued", times: 2, ..RESTART },
     COMPOSE_UPDATE,
@@ -185,7 +184,7 @@ impl Plan {
     /// Brings the cloud to where the plan can begin.
     pub fn set_up(&self, cloud: &Cloud, name: &str) -> Target {
         let mut target = Target { name: name.to_owned(), cvm: None, model: None, provisioned: Value::Null };
-        if self.operation_type == "create" && !self.further {
+        if self.operation_type == "create" {
             let answer = cloud.client.provision(name, COMPOSE, &self.app()).and_then(Answer::ok);
             target.provisioned = answer.expect("provisioned");
             return target;
@@ -198,9 +197,7 @@ impl Plan {
             let stop = cloud.power(&cvm, "stop");
             cloud.done(&stop, SOON);
         }
-        if self.further {
-            let detail = cloud.client.get(&format!("/api/v1/cvms/{cvm}")).and_then(Answer::ok).expect("the CVM");
-            target.provisioned = detail["app_id"].clone();
+        if self.operation_type == "replicate" {
             target.model = Some(cvm);
         } else {
             target.cvm = Some(cvm);
@@ -237,15 +234,16 @@ impl Plan {
         let cvm = target.cvm.as_deref().unwrap_or_default();
         let path = format!("/api/v1/cvms/{cvm}");
         let answer = match self.operation_type {
-            "create" if self.further => {
-                let app = target.provisioned.as_str().unwrap_or_default();
-                cloud.client.post(&format!("/api/v1/apps/{app}/instances"), Some(&json!({})))
-            }
             "create" => cloud.client.commit(&target.provisioned, None),
             // Where operations wait for their turn.
             _ if self.times > 1 => cloud.client.post(&format!("/v1/compute/vms/{cvm}/{}", self.operation_type), None),
             "power_on" => cloud.client.post(&format!("{path}/start"), None),
             "power_off" => cloud.client.post(&format!("{path}/stop"), None),
+            "shutdown" => cloud.client.post(&format!("{path}/shutdown"), None),
+            "replicate" => {
+                let model = target.model.as_deref().unwrap_or_default();
+                cloud.client.post(&format!("/api/v1/cvms/{model}/replicas"), None)
+            }
             "restart" => cloud.client.post(&format!("{path}/restart"), None),
             "compose_update" => {
                 let compose = if self.ends.0 == "done" { CHANGED } else { BROKEN };

@@ -367,6 +367,12 @@ impl Hypervisor for Qemu {
         }
     }
 
+    async fn shutdown_withdraw(&self, uuid: Uuid) {
+        if let Ok(line) = self.line(uuid) {
+            line.shutdown_withdraw().await;
+        }
+    }
+
     async fn kill(&self, uuid: Uuid) -> Result<(), Fault> {
         let handle = lock(&self.machines).get(&uuid).map(|m| m.handle.clone());
         if let Some(handle) = handle {

@@ -75,6 +75,7 @@ pub(super) async fn run(
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(Command::Shutdown { grace_s }) => shutdown = Some(grace_s),
+                    Some(Command::Stay) => shutdown = None,
                     Some(command) => refuse(command),
                     None => return,
                 },
@@ -89,7 +90,7 @@ fn refuse(command: Command) {
     match command {
         Command::Ask(question) => question.refuse(silent()),
         Command::LogsOpen { opened, .. } => drop(opened.send(Err(silent()))),
-        Command::Shutdown { .. } | Command::LogsCredit { .. } | Command::LogsClose { .. } => {}
+        Command::Shutdown { .. } | Command::Stay | Command::LogsCredit { .. } | Command::LogsClose { .. } => {}
     }
 }
 
@@ -185,6 +186,7 @@ impl<'a> Channel<'a> {
                 command = inbox.recv() => match command {
                     Some(command) if self.talking => self.command(command),
                     Some(Command::Shutdown { grace_s }) => self.shutdown = Some(grace_s),
+                    Some(Command::Stay) => self.shutdown = None,
                     Some(command) => refuse(command),
                     None => return Ended::Dropped,
                 },
@@ -224,7 +226,7 @@ impl<'a> Channel<'a> {
             return false;
         }
         // Only this task adds to it, so what fits now fits.
-        let fits = self.waiting.load(Ordering::Acquire) + size <= OUTGOING_BYTES;
+        let fits = self.waiting.load(Ordering::Acquire) + size <= OUTGOING_BYTES * 1000;
         self.waiting.fetch_add(size, Ordering::AcqRel);
         if fits && self.outgoing.try_send(line).is_ok() {
             return true;
@@ -325,7 +327,7 @@ impl<'a> Channel<'a> {
     fn hand_config(&mut self) {
         let desired = self.wanted.borrow_and_update().clone();
         // Not even made while a guest that does not read asks again and again.
-        let room = self.waiting.load(Ordering::Acquire) < MAX_LINE;
+        let room = self.waiting.load(Ordering::Acquire) < MAX_LINE * 1000;
         let Some(spec) = desired.spec.as_ref().filter(|_| room) else { return };
         let said = self.say(&ToGuest::Config(Box::new(Config {
             vm_uuid: spec.uuid.to_string(),
@@ -378,6 +380,8 @@ impl<'a> Channel<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Shutdown { grace_s } => drop(self.say(&ToGuest::Shutdown { grace_s })),
+            // Too late: it was said.
+            Command::Stay => {}
             Command::Ask(question) => self.ask(question),
             Command::LogsOpen { container, options, opened } => self.open_log(container, options, opened),
             Command::LogsCredit { id, bytes } => {

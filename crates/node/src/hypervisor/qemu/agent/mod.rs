@@ -73,11 +73,24 @@ impl Question {
 }
 
 enum Command {
-    Shutdown { grace_s: u32 },
+    Shutdown {
+        grace_s: u32,
+    },
+    /// Ask for no power-off, if that has not been done yet.
+    Stay,
     Ask(Question),
-    LogsOpen { container: String, options: LogOptions, opened: oneshot::Sender<Result<LogStream, StreamError>> },
-    LogsCredit { id: u64, bytes: u64 },
-    LogsClose { id: u64 },
+    LogsOpen {
+        container: String,
+        options: LogOptions,
+        opened: oneshot::Sender<Result<LogStream, StreamError>>,
+    },
+    LogsCredit {
+        id: u64,
+        bytes: u64,
+    },
+    LogsClose {
+        id: u64,
+    },
 }
 
 /// The channel to one guest. Dropping it closes the socket and says nothing to the guest.
@@ -117,6 +130,11 @@ impl Line {
     /// Asks for a power-off; passed on once the guest listens.
     pub async fn shutdown(&self, grace_s: u32) {
         let _ = self.commands.send(Command::Shutdown { grace_s }).await;
+    }
+
+    /// Forgets a power-off that the guest was not asked for yet.
+    pub async fn shutdown_withdraw(&self) {
+        let _ = self.commands.send(Command::Stay).await;
     }
 
     pub async fn containers(&self) -> Result<Vec<Container>, StreamError> {
