@@ -11,7 +11,7 @@ use crate::ui;
 
 /// Something on the machine, the package that brings it, and what for.
 pub struct Need {
-    /// A program's name, or an absolute path.
+    /// A program's name, an absolute path, or `python3:` and a module.
     thing: &'static str,
     package: &'static str,
     why: &'static str,
@@ -37,8 +37,12 @@ pub const RUN: &[Need] = &[
 ];
 
 /// Besides, for the end-to-end tests.
-pub const TEST: &[Need] =
-    &[need("node", "nodejs", "runs the official command line client"), need("npm", "npm", "installs it")];
+pub const TEST: &[Need] = &[
+    need("node", "nodejs", "runs the official command line client and the TypeScript SDK"),
+    need("npm", "npm", "installs them"),
+    need("python3", "python3", "runs the official Python SDK"),
+    need("python3:ensurepip", "python3-venv", "installs it"),
+];
 
 /// These two come from one source package. From different suites each removes the other.
 const QEMU: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
@@ -119,7 +123,14 @@ fn apt(args: &[&str]) -> Result<Command> {
 }
 
 fn is_there(thing: &str) -> bool {
-    if thing.starts_with('/') { Path::new(thing).exists() } else { find(thing).is_some() }
+    match thing.split_once(':') {
+        Some((python, module)) => {
+            let found = Command::new(python).args(["-c", &format!("import {module}")]).output();
+            found.is_ok_and(|output| output.status.success())
+        }
+        None if thing.starts_with('/') => Path::new(thing).exists(),
+        None => find(thing).is_some(),
+    }
 }
 
 /// A program in PATH, or where Debian keeps those of the administrator.

@@ -147,13 +147,38 @@ fn end_to_end(target: &str, filter: &str, binary: &Path) -> Result<Outcome> {
 /// The official clients, at the versions that are locked.
 fn clients() -> Result<()> {
     let folder = root().join("tests/clients");
-    let lock = std::fs::read(folder.join("package-lock.json"))?;
-    let stamp = folder.join("node_modules/.installed-from");
-    if std::fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+    installed(&folder, "package-lock.json", "node_modules/phala/dist/index.js", "node_modules", || {
+        let args = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
+        ui::run_quietly("install the official npm clients", Command::new("npm").args(args).current_dir(&folder))
+    })?;
+    python(&folder, "install the official Python client")
+}
+
+/// What the folder's requirements.txt names, in an environment of its own.
+fn python(folder: &Path, what: &str) -> Result<()> {
+    installed(folder, "requirements.txt", ".venv/bin/python", ".venv", || {
+        let venv = ["-m", "venv", "--clear", ".venv"];
+        ui::run_quietly("make a Python environment", Command::new("python3").args(venv).current_dir(folder))?;
+        let args = ["-m", "pip", "install", "--no-deps", "--require-hashes", "-r", "requirements.txt"];
+        let mut pip = Command::new(folder.join(".venv/bin/python"));
+        ui::run_quietly(what, pip.args(args).current_dir(folder))
+    })
+}
+
+/// Installs into `target` unless that was done from this very lock file and `witness` is there.
+fn installed(
+    folder: &Path,
+    lock: &str,
+    witness: &str,
+    target: &str,
+    install: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let lock = std::fs::read(folder.join(lock))?;
+    let stamp = folder.join(target).join(".installed-from");
+    if folder.join(witness).exists() && std::fs::read(&stamp).is_ok_and(|from| from == lock) {
         return Ok(());
     }
-    let args = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
-    ui::run_quietly("install the official clients", Command::new("npm").args(args).current_dir(&folder))?;
+    install()?;
     Ok(std::fs::write(stamp, lock)?)
 }
 

@@ -2,9 +2,13 @@
 //!
 //! The one rule: it never sees the home folder of whoever runs the tests, and never asks a network for updates.
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use holdfast_harness::until;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -56,6 +60,26 @@ impl Phala {
         serde_json::from_str(out[start..].trim()).unwrap_or_else(|e| panic!("phala {}: {e} in {out}", args.join(" ")))
     }
 
+    /// Starts a command that goes on until it is ended, such as `logs -f`.
+    pub fn follow(&self, args: &[&str]) -> Following {
+        let mut command = self.command(args);
+        command.env("PHALA_CLOUD_API_PREFIX", &self.url).env("PHALA_CLOUD_API_KEY", &self.key);
+        let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("node runs");
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let readers: [Box<dyn Read + Send>; 2] =
+            [Box::new(node.stdout.take().expect("a pipe")), Box::new(node.stderr.take().expect("a pipe"))];
+        for mut reader in readers {
+            let told = Arc::clone(&told);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                    told.lock().expect("no panic").extend_from_slice(&buffer[..count]);
+                }
+            });
+        }
+        Following { node, told }
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("node");
         command
@@ -75,5 +99,35 @@ impl Phala {
         let Output { status, stdout, stderr } = command.output().expect("node runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Said { ok: status.success(), out: text(stdout), err: text(stderr) }
+    }
+}
+
+/// A command that is running; dropping it ends it.
+pub struct Following {
+    node: Child,
+    told: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Following {
+    /// Everything that it told so far, whatever stream it used.
+    pub fn told(&self) -> String {
+        String::from_utf8_lossy(&self.told.lock().expect("no panic")).into_owned()
+    }
+
+    /// Waits until it has told this, and fails when it ends before.
+    pub fn wait_for(&mut self, text: &str) {
+        let seen = until(Duration::from_secs(60), &format!("it tells {text:?}"), || {
+            let is_told = self.told().contains(text);
+            assert!(is_told || self.node.try_wait()?.is_none(), "it ended: {}", self.told());
+            Ok(is_told.then_some(()))
+        });
+        seen.unwrap_or_else(|e| panic!("{e}: {}", self.told()));
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.node.kill();
+        let _ = self.node.wait();
     }
 }

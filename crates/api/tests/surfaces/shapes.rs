@@ -192,6 +192,8 @@ async fn one_cvm() {
         "id:text names:list image:text image_id:text command:text? created:int state:text status:text log_endpoint:https://",
     );
     let state = server.at(V2026).get("/cvms/my-app/state").await.expect(200);
+    check(&state, true, "instance_id:text name:text status:text uptime:1m boot_progress:done");
+    let state = server.at("2026-05-22").get("/cvms/my-app/state").await.expect(200);
     check(&state, true, "id:text instance_id:text name:text status:text uptime:1m boot_progress:done");
     let operations = server.at(V2026).get("/cvms/my-app/operations").await.expect(200);
     check(&operations, true, "items:list next_cursor:text? total:int");

@@ -3,11 +3,13 @@
 mod apps;
 mod audit;
 mod bad_input;
+mod command_line;
 mod crashes;
 mod history;
 mod identifiers;
 mod lifecycle;
 mod lists;
 mod operating;
+mod sdks;
 mod serving;
 mod updates;

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use holdfast_control::instances::Instance;
 use holdfast_model::error::{Code, Error};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
@@ -13,8 +13,9 @@ use crate::error::Failure;
 use crate::extract::{Caller, Info, WriteVms};
 use crate::phala::cvms::update::refuse_chain;
 use crate::phala::lenient::{Integer, MaybeBody};
-use crate::phala::version::Asked;
+use crate::phala::version::{Asked, Version};
 use crate::phala::view;
+use crate::phala::view::info::Resource;
 use crate::phala::view::machine::Machine;
 
 /// What is to be different from the app's newest CVM.
@@ -37,13 +38,37 @@ pub struct CreateAppInstanceRequest {
     transaction_hash: Option<String>,
 }
 
+/// The new CVM.
+///
+/// The client that speaks 2026-05-22 and later reads it as if it came from a list of CVMs: with `resource`, and without an
+/// integer as `manifest_version`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AppInstance {
+    #[serde(flatten)]
+    machine: Machine,
+    /// From 2026-05-22.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<Resource>,
+}
+
+impl AppInstance {
+    fn of(cvm: &view::Cvm, version: Version) -> Self {
+        let mut machine = Machine::of(cvm, version);
+        let resource = (version >= Version::V20260522).then(|| {
+            machine.manifest_version = None;
+            Resource::of(&cvm.vm)
+        });
+        Self { machine, resource }
+    }
+}
+
 /// Create an app instance
 ///
 /// The new CVM is made like the app's newest one and has an empty disk of its own.
 #[utoipa::path(post, path = "/api/v1/apps/{app_id}/instances", tag = "Apps", operation_id = "apps_instance_create",
     params(("app_id" = String, Path, description = "40 hex digits, also with `app_` or `0x` before them, or `prj_` id")),
     request_body = Option<CreateAppInstanceRequest>,
-    responses((status = 200, body = Machine), (status = 400, description = "It cannot be had"),
+    responses((status = 200, body = AppInstance), (status = 400, description = "It cannot be had"),
         (status = 401, description = "Authentication required"),
         (status = 404, description = "App not found, or it has no CVM"),
         (status = 409, description = "The newest CVM is being updated or removed"),
@@ -56,7 +81,7 @@ pub async fn create(
     Path(app_id): Path<String>,
     headers: HeaderMap,
     MaybeBody(request): MaybeBody<CreateAppInstanceRequest>,
-) -> Result<Json<Machine>, Failure> {
+) -> Result<Json<AppInstance>, Failure> {
     refuse_chain(&headers)?;
     let request = request.unwrap_or_default();
     if [&request.token, &request.transaction_hash].into_iter().flatten().any(|text| !text.is_empty()) {
@@ -73,5 +98,5 @@ pub async fn create(
     };
     let vm = app.control.app_instance_create(&caller.who, &info, &row, instance).await?;
     let cvm = view::load_one(&app.control, vm).await?;
-    Ok(Json(Machine::of(&cvm, asked.of(&caller.who))))
+    Ok(Json(AppInstance::of(&cvm, asked.of(&caller.who))))
 }

@@ -12,13 +12,16 @@ use super::watch::Watch;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::phala::version::{Asked, Version};
 use crate::phala::view;
 
 /// How a CVM is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CvmState {
-    /// The VM's UUID.
-    pub id: String,
+    /// The VM's UUID. Left out at 2026-01-21, where one client takes nothing but text here and another one nothing but
+    /// an integer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     pub instance_id: String,
     pub name: String,
     pub status: String,
@@ -38,7 +41,7 @@ pub struct CvmState {
 impl CvmState {
     pub fn of(cvm: &view::Cvm) -> Self {
         Self {
-            id: cvm.vm.uuid.clone(),
+            id: Some(cvm.vm.uuid.clone()),
             instance_id: cvm.vm.instance_id.clone(),
             name: cvm.vm.name.clone(),
             status: cvm.status.to_owned(),
@@ -65,6 +68,7 @@ impl CvmState {
 pub async fn get(
     State(app): State<App>,
     caller: Caller<Read>,
+    asked: Asked,
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Response, Failure> {
@@ -73,5 +77,9 @@ pub async fn get(
         return Ok(watch.stream(app, vm.id));
     }
     let cvm = view::load_one(&app.control, vm).await?;
-    Ok(Json(CvmState::of(&cvm)).into_response())
+    let mut state = CvmState::of(&cvm);
+    if asked.of(&caller.who) == Version::V20260121 {
+        state.id = None;
+    }
+    Ok(Json(state).into_response())
 }

@@ -86,6 +86,20 @@ pub struct Resource {
     pub billing_period: Option<String>,
 }
 
+impl Resource {
+    pub fn of(vm: &Vm) -> Self {
+        Self {
+            instance_type: vm.instance_type.clone(),
+            vcpu: Some(vm.vcpu),
+            memory_in_gb: Some(vm.memory_mb as f64 / 1024.0),
+            disk_in_gb: Some(vm.disk_gb),
+            gpus: Some(0),
+            compute_billing_price: Some("0".to_owned()),
+            billing_period: Some("skip".to_owned()),
+        }
+    }
+}
+
 /// A node inside another object.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NodeRef {
@@ -229,15 +243,7 @@ impl CvmInfo {
             app_id: Some(vm.app_id.clone()),
             vm_uuid: Some(vm.uuid.clone()),
             instance_id: Some(vm.instance_id.clone()),
-            resource: Resource {
-                instance_type: vm.instance_type.clone(),
-                vcpu: Some(vm.vcpu),
-                memory_in_gb: Some(vm.memory_mb as f64 / 1024.0),
-                disk_in_gb: Some(vm.disk_gb),
-                gpus: Some(0),
-                compute_billing_price: Some("0".to_owned()),
-                billing_period: Some("skip".to_owned()),
-            },
+            resource: Resource::of(vm),
             node_info: Some(NodeRef::of_cvm(cvm)),
             os: Some(Os {
                 name: Some(vm.image.clone()),
