@@ -22,7 +22,7 @@ const PARTS: &[(&str, &str)] = &[
     ("unit", "unit, property and API tests, and the OpenAPI documents"),
     ("sim", "the invariants of operations, in 2,000 simulated runs full of faults"),
     ("crash", "the server stopped dead at every commit and every effect of every plan"),
-    ("simulated", "crashes, bad input and restarts, with simulated VMs"),
+    ("simulated", "crashes, full disks, bad input and restarts, with simulated VMs"),
     ("real", "the official command line against real VMs"),
     ("up", "what a newcomer's first command does"),
 ];
@@ -70,6 +70,7 @@ pub fn run(words: &[&str]) -> Result<()> {
             }
             "simulated" => {
                 clients()?;
+                python(&root().join("tests/schemathesis"), "install schemathesis")?;
                 end_to_end("simulated", filter, product.binary()?)
             }
             "real" => {

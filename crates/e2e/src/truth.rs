@@ -37,7 +37,8 @@ const NEVER: [(&str, &str); 13] = [
     ),
     (
         "audit rows of operations that are not there",
-        "SELECT count(*) FROM audit_log WHERE operation_id NOT IN (SELECT id FROM operation)",
+        "SELECT count(*) FROM audit_log
+            WHERE operation_id IS NOT NULL AND operation_id NOT IN (SELECT id FROM operation)",
     ),
     (
         "operations that were not cancelled exactly once as often as the audit log says",
@@ -172,7 +173,7 @@ fn node_record(cloud: &Cloud, cvm: &str) -> Option<(Value, Value)> {
     Some((read(folder.join("desired.json"))?, read(folder.join("runtime.json")).unwrap_or_default()))
 }
 
-/// Why server and node do not yet say the same of a VM that exists; `None` when they do. `restarts`: how often the machine
+/// Why server and node do not yet say the same of a VM that exists; `None` when they do. `restarts`: how often its machine
 /// may have ended without having been told to.
 pub fn disagreement(cloud: &Cloud, cvm: &str, restarts: u64) -> Option<String> {
     let sql = "SELECT d.generation, d.run_state, d.boot_epoch, COALESCE(o.generation, -1), COALESCE(o.phase, ''),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast_model::error::Code;
-use holdfast_model::node::{GUEST_STAYS, Outcome, Phase};
+use holdfast_model::node::{DISK_FULL, GUEST_STAYS, Outcome, Phase};
 use holdfast_model::operation::{FieldDiff, Status, Value};
 use holdfast_model::vm::{RunState, VmStatus};
 use holdfast_model::{Timestamp, guest};
@@ -490,6 +490,9 @@ impl Run<'_> {
         let (code, message) = match step.action {
             _ if !self.world.node_online => {
                 (Code::NodeUnreachable, format!("step \"{}\" timed out: the node is not reachable", step.name))
+            }
+            _ if observed.is_some_and(|o| matches!(&o.outcome, Outcome::Failed { code, .. } if code == DISK_FULL)) => {
+                (Code::NodeDiskFull, format!("step \"{}\" timed out: the node's disk is full", step.name))
             }
             Action::Await(Until::AgentUp) => {
                 (Code::BootTimeout, format!("step \"{}\" timed out: the guest agent never answered", step.name))

@@ -104,7 +104,10 @@ pub fn normalize(sent: &Map<String, Value>, name: &str) -> Result<String, Error>
         out.insert("name".to_owned(), json!(name));
     }
     check(&out)?;
-    Ok(canonical_json(&Value::Object(out)))
+    let bytes = canonical_json(&Value::Object(out));
+    // Whatever else is in it: the guest has to be able to read it.
+    AppCompose::parse(&bytes)?;
+    Ok(bytes)
 }
 
 /// Refuses what would only fail later, inside the guest.

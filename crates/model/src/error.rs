@@ -121,6 +121,7 @@ codes! {
     Cancelled         = "HF-0204", 409, None, "Start the operation again if it was cancelled by mistake.";
     GuestExited       = "HF-0205", 502, None, "Read the serial log; the VM ended while it was booting.";
     PlanUnknown       = "HF-0206", 500, None, "Start a version of the server that knows it and it goes on; or an administrator abandons it.";
+    NodeDiskFull      = "HF-0209", 507, None, "Ask the operator to make room on the node's disk; then ask again.";
     GuestStays        = "HF-0208", 504, None, "Stop the CVM instead, or allow force (allow_force_stop) and shut it down again.";
     OperationUnreadable = "HF-0207", 500, None, "It is tried again when the server starts; administrators see the cause, and can abandon it.";
 

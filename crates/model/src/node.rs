@@ -163,6 +163,9 @@ impl Phase {
 
 /// Code of [`Outcome::Failed`]: the guest was only to be asked to power off, and has not done so.
 pub const GUEST_STAYS: &str = "guest_stays";
+/// Code of [`Outcome::Failed`]: the node's disk is full. It is tried again until there is room.
+pub const DISK_FULL: &str = "disk_full";
+
 /// How far the node is with the generation it names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]

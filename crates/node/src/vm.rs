@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_failpoint as failpoint;
-use holdfast_model::node::{DesiredVm, VmReport};
+use holdfast_model::node::{DISK_FULL, DesiredVm, VmReport};
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode, VmSpec};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -100,7 +100,7 @@ impl Vm {
                         self.unsaved = false;
                         self.local.fault = None;
                     }
-                    Err(error) => self.fail(&StepFault::os("write desired.json", &error)),
+                    Err(error) => self.unwritten(&StepFault::os("write desired.json", &error)),
                 }
             }
             self.local.leaving = self.record.runtime.guest.shutdown_progress.is_some();
@@ -267,6 +267,17 @@ impl Vm {
         match result {
             Ok(()) => self.local.fault = None,
             Err(fault) => self.fail(&fault),
+        }
+    }
+
+    /// What is wanted could not be written down. A removal goes on all the same where the disk is full, because it is what
+    /// makes room: should this node be killed before its end, the server says it again.
+    fn unwritten(&mut self, fault: &StepFault) {
+        if fault.code == DISK_FULL && self.record.desired.run_state == RunState::Absent {
+            warn!(vm = %self.uuid, message = %fault.message, "removed without a note of it");
+            self.unsaved = false;
+        } else {
+            self.fail(fault);
         }
     }
 

@@ -182,7 +182,11 @@ pub(crate) fn fault(error: sqlx::Error) -> Error {
         error,
         sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed
     );
-    if unreachable || matches!(primary, Some(5 | 6 | 7 | 10 | 13 | 14)) {
+    if primary == Some(13) {
+        let message = "The disk of the server's database is full; nothing was changed.";
+        return Error::new(Code::Unavailable, message).with_internal(error);
+    }
+    if unreachable || matches!(primary, Some(5 | 6 | 7 | 10 | 14)) {
         return Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
             .with_internal(error);
     }

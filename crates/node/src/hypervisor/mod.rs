@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_model::Timestamp;
 use holdfast_model::guest::{Container, Keys, LogOptions, SystemStats};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Accelerator, Capacity, DesiredVm, Health, LogSource, StreamError};
+use holdfast_model::node::{Accelerator, Capacity, DISK_FULL, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -46,7 +46,7 @@ impl Fault {
     /// An operating system error; a full disk is told apart from the rest.
     pub fn os(what: &str, error: &std::io::Error) -> Self {
         let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        Self::passing(if full { "disk_full" } else { "io" }, format!("{what}: {error}"))
+        Self::passing(if full { DISK_FULL } else { "io" }, format!("{what}: {error}"))
     }
 }
 

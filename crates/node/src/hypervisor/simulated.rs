@@ -83,7 +83,15 @@ impl Simulated {
             });
         }
         let records = Records::open(dir.to_owned(), Layout::Files)?;
-        Ok(Self { records, step, slots: slots.unwrap_or(SLOTS), images, guests: Guests::default() })
+        let guests = Guests::default();
+        holdfast_failpoint::machines({
+            let guests = guests.clone();
+            move || {
+                let running: Vec<Uuid> = lock(&guests).keys().copied().collect();
+                running.into_iter().for_each(|uuid| end(&guests, uuid, "it was killed", false));
+            }
+        });
+        Ok(Self { records, step, slots: slots.unwrap_or(SLOTS), images, guests })
     }
 
     /// Ends a machine as a crash of its process would. For tests and simulations.

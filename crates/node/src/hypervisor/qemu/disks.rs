@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use holdfast_model::node::DISK_FULL;
 use holdfast_model::vm::VmSpec;
 use tokio::process::Command;
 
@@ -70,7 +71,7 @@ async fn data(spec: &VmSpec, folder: &Path, min_free_gb: u64) -> Result<(), Faul
             if free < min_free_gb {
                 let message =
                     format!("{free} GB of disk are free, less than the {min_free_gb} GB kept for running VMs");
-                return Err(Fault::passing("disk_full", message));
+                return Err(Fault::passing(DISK_FULL, message));
             }
             // Of a disk that was never finished.
             let _ = fs::remove_file(folder.join(DATA_MADE));
@@ -152,7 +153,7 @@ async fn run(args: &[&OsStr]) -> Result<(), Fault> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let code = if text.contains("No space left") { "disk_full" } else { "qemu_failed" };
+    let code = if text.contains("No space left") { DISK_FULL } else { "qemu_failed" };
     Err(Fault::passing(code, format!("qemu-img: {text}")))
 }
 

@@ -30,7 +30,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use holdfast_model::guest::{Container, LogOptions, SystemStats};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Capacity, DesiredVm, Health, LogSource, StreamError};
+use holdfast_model::node::{Capacity, DISK_FULL, DesiredVm, Health, LogSource, StreamError};
 use holdfast_model::vm::VmSpec;
 use tokio::process::Child;
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +39,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 use uuid::Uuid;
 
+#[cfg(feature = "fuzz")]
+pub use self::agent::fuzz;
 use self::agent::{Agent, Line, Peer};
 use self::argv::{SERIAL_LOG, STDERR_LOG, STDOUT_LOG};
 use self::facts::Facts;
@@ -56,6 +58,9 @@ const KILL: Duration = Duration::from_secs(10);
 /// How long the last words of a guest may take to be read after its end.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 const ROTATION: Duration = Duration::from_secs(1);
+/// How often it is looked whether a machine waits for room on the disk, and the bytes that must be free for it to go on.
+const RESUMPTION: Duration = Duration::from_secs(5);
+const ROOM: u64 = 64 << 20;
 /// Disks that are made at once.
 const PREPARING: usize = 4;
 /// The guest's word for a power-off in good order.
@@ -85,7 +90,7 @@ pub struct Qemu {
     facts: Facts,
     machines: Machines,
     preparing: Semaphore,
-    _rotation: AbortOnDropHandle<()>,
+    _upkeep: AbortOnDropHandle<()>,
 }
 
 impl Qemu {
@@ -97,7 +102,9 @@ impl Qemu {
         let vms = data_dir.join("vms");
         let records = Records::open(vms.clone(), Layout::Folders).map_err(Error::io("cannot open", &vms))?;
         let machines = Machines::default();
-        let rotation = rotation(records.clone(), machines.clone());
+        let (rotation, resumption) =
+            (rotation(records.clone(), machines.clone()), resumption(records.clone(), machines.clone()));
+        let upkeep = async { tokio::join!(rotation, resumption) };
         let facts = Facts::open(&data_dir, &image_dir, &config.qemu, config.probe_timeout).await;
         Ok(Self {
             data_dir,
@@ -111,7 +118,9 @@ impl Qemu {
             facts,
             machines,
             preparing: Semaphore::new(PREPARING),
-            _rotation: AbortOnDropHandle::new(tokio::spawn(rotation)),
+            _upkeep: AbortOnDropHandle::new(tokio::spawn(async move {
+                upkeep.await;
+            })),
         })
     }
 
@@ -242,7 +251,7 @@ fn classify(status: &str, said: &str) -> Fault {
     let code = if said.contains("Could not set up host forwarding rule") || said.contains("Address already in use") {
         "port_in_use"
     } else if said.contains("No space left") {
-        "disk_full"
+        DISK_FULL
     } else {
         "qemu_failed"
     };
@@ -257,6 +266,26 @@ async fn rotation(records: Records, machines: Machines) {
         let folders: Vec<PathBuf> = lock(&machines).keys().map(|uuid| records.folder(*uuid)).collect();
         if !folders.is_empty() {
             let _ = tokio::task::spawn_blocking(move || folders.iter().for_each(|f| logs::rotate(f))).await;
+        }
+    }
+}
+
+/// Lets machines go on that QEMU stopped in the middle of a write because the host's disk was full, once there is room.
+async fn resumption(records: Records, machines: Machines) {
+    let mut tick = tokio::time::interval(RESUMPTION);
+    loop {
+        tick.tick().await;
+        if host::disk_free(records.dir()).is_ok_and(|free| free < ROOM) {
+            continue;
+        }
+        let running: Vec<Uuid> = lock(&machines).keys().copied().collect();
+        for uuid in running {
+            let folder = records.folder(uuid);
+            let status = qmp::execute(&folder, "query-status").await.unwrap_or_default();
+            if status["status"] == "io-error" {
+                let resumed = qmp::execute(&folder, "cont").await;
+                warn!(vm = %uuid, ok = resumed.is_ok(), "it had stopped because the disk was full, and goes on");
+            }
         }
     }
 }

@@ -11,6 +11,8 @@
 //! ```
 
 mod channel;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod lines;
 mod words;
 
