@@ -42,16 +42,7 @@ const LOCAL = [
 const NOT_ROUTED_YET = {
   createSshKey: "post /api/v1/user/ssh-keys",
   deleteSshKey: "delete /api/v1/user/ssh-keys/{}",
-  getCvmAttestation: "get /api/v1/cvms/{}/attestation",
-  getCvmNetwork: "get /api/v1/cvms/{}/network",
-  getCvmStats: "get /api/v1/cvms/{}/stats",
-  getCvmUserConfig: "get /api/v1/cvms/{}/user_config",
-  getWorkspaceQuotas: "get /api/v1/workspaces/{}/quotas",
   listSshKeys: "get /api/v1/user/ssh-keys",
-  refreshCvmInstanceId: "patch /api/v1/cvms/{}/instance-id",
-  refreshCvmInstanceIds: "patch /api/v1/cvms/instance-ids",
-  replicateCvm: "post /api/v1/cvms/{}/replicas",
-  shutdownCvm: "post /api/v1/cvms/{}/shutdown",
 };
 
 const NOBODY = "00000000-0000-4000-8000-000000000000";
@@ -168,6 +159,19 @@ async function account() {
   await both("getOsImages");
 }
 
+/// Errors of every other kind, by the SDK's own classes.
+async function errors() {
+  const raised = (promise) => promise.then((value) => ({ message: `an answer: ${text(value)}` }), (error) => error);
+  const invalid = await raised(client.get("/cvms/paginated?page=0"));
+  check(invalid instanceof cloud.ValidationError && invalid.status === 422, `a value that does not fit: ${why(invalid)}`);
+  const fields = cloud.getValidationFields?.(invalid) ?? [];
+  check(text(fields).includes("page"), `the field that does not fit: ${text(fields)}`);
+  const stranger = cloud.createClient({ version, apiKey: "phak_wrong" });
+  const refusal = await raised(cloud.getCurrentUser(stranger));
+  const known = refusal instanceof cloud.AuthError || refusal instanceof cloud.ResourceError;
+  check(known && refusal.status === 401, `a wrong key: ${why(refusal)}`);
+}
+
 async function sshKeys() {
   // Of no key that exists: 32 zero bytes are no point anybody has the secret of.
   const blob = Buffer.concat([Buffer.from([0, 0, 0, 11]), Buffer.from("ssh-ed25519"), Buffer.from([0, 0, 0, 32])]);
@@ -204,6 +208,7 @@ async function reads(cvm) {
   const raw = await (await fetch(`${client.config.baseURL}/cvms/${id}/compose_file?raw=true`,
     { headers: { "X-API-Key": client.config.apiKey } })).text();
   same(createHash("sha256").update(raw).digest("hex"), cvm.hash, "sha256 of the raw bytes");
+  same(cloud.getComposeHash(JSON.parse(raw)), cvm.hash, "the SDK's own hash of app-compose.json");
   same(await both("getCvmDockerCompose", { id }), compose(1), "docker-compose.yml");
   same(await both("getCvmPreLaunchScript", { id }), "", "the pre-launch script");
   await both("getCvmContainersStats", { id });
@@ -355,6 +360,7 @@ function enumerate() {
 
 try {
   await account();
+  await errors();
   await sshKeys();
   const cvm = await deploy("actions-one");
   await watch(cvm);

@@ -41,17 +41,7 @@ PLUMBING = {"aclose", "close", "get", "post", "request", "request_full", "safe",
 NOT_ROUTED_YET = {
     "create_ssh_key": "post /api/v1/user/ssh-keys",
     "delete_ssh_key": "delete /api/v1/user/ssh-keys/{}",
-    "get_cvm_attestation": "get /api/v1/cvms/{}/attestation",
-    "get_cvm_create_resources": "get /api/v1/teepods/cvm-create-resources",
-    "get_cvm_network": "get /api/v1/cvms/{}/network",
-    "get_cvm_stats": "get /api/v1/cvms/{}/stats",
-    "get_cvm_user_config": "get /api/v1/cvms/{}/user_config",
-    "get_workspace_quotas": "get /api/v1/workspaces/{}/quotas",
     "list_ssh_keys": "get /api/v1/user/ssh-keys",
-    "refresh_cvm_instance_id": "patch /api/v1/cvms/{}/instance-id",
-    "refresh_cvm_instance_ids": "patch /api/v1/cvms/instance-ids",
-    "replicate_cvm": "post /api/v1/cvms/{}/replicas",
-    "shutdown_cvm": "post /api/v1/cvms/{}/shutdown",
 }
 
 # What this SDK refuses at a version, whatever an honest server says; the part of its complaint that shows it is this.
