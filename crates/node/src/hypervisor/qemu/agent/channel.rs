@@ -226,7 +226,7 @@ impl<'a> Channel<'a> {
             return false;
         }
         // Only this task adds to it, so what fits now fits.
-        let fits = self.waiting.load(Ordering::Acquire) + size <= OUTGOING_BYTES * 1000;
+        let fits = self.waiting.load(Ordering::Acquire) + size <= OUTGOING_BYTES;
         self.waiting.fetch_add(size, Ordering::AcqRel);
         if fits && self.outgoing.try_send(line).is_ok() {
             return true;
@@ -327,7 +327,7 @@ impl<'a> Channel<'a> {
     fn hand_config(&mut self) {
         let desired = self.wanted.borrow_and_update().clone();
         // Not even made while a guest that does not read asks again and again.
-        let room = self.waiting.load(Ordering::Acquire) < MAX_LINE * 1000;
+        let room = self.waiting.load(Ordering::Acquire) < MAX_LINE;
         let Some(spec) = desired.spec.as_ref().filter(|_| room) else { return };
         let said = self.say(&ToGuest::Config(Box::new(Config {
             vm_uuid: spec.uuid.to_string(),
