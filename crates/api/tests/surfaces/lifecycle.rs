@@ -237,7 +237,7 @@ async fn another_workspace_is_not_in_a_batch() {
     let errors = answer["errors"].as_array().expect("errors").iter();
     assert!(errors.clone().all(|entry| entry["error"] == "The requested CVM was not found."), "{answer}");
     assert_eq!(stranger.patch("/cvms/instance-ids", &json!({})).await.expect(200)["total"], 0);
-    assert_eq!(stranger.patch("/cvms/instance-ids", &json!({ "cvm_ids": ["1"] })).await.status, 404);
+    assert_eq!(stranger.patch("/cvms/instance-ids", &json!({ "cvm_ids": ["1"] })).await.status, 422);
     assert_eq!(server.at(V2026).get("/cvms/hidden-app").await.expect(200)["status"], "running");
 }
 
@@ -390,6 +390,7 @@ async fn an_instance_id_is_given_once_and_stays() {
     for wrong in [json!({ "limit": 0 }), json!({ "limit": 501 }), json!({ "running_only": "yes" })] {
         server.at(V2026).patch("/cvms/instance-ids", &wrong).await.expect(422);
     }
-    server.at(V2026).patch("/cvms/instance-ids", &json!({ "cvm_ids": ["nothing"] })).await.expect(404);
+    let unknown = server.at(V2026).patch("/cvms/instance-ids", &json!({ "cvm_ids": ["nothing"] })).await.expect(422);
+    assert_eq!(unknown["detail"][0]["loc"], json!(["body", "cvm_ids"]));
     assert_eq!(types(&operations(&server, "first-app").await), ["create"]);
 }

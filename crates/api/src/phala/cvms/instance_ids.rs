@@ -3,7 +3,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use holdfast_model::error::Error;
+use holdfast_model::error::{Code, Error};
 use holdfast_model::vm::VmStatus;
 use holdfast_store::vms::{Filter, Vm};
 use serde::{Deserialize, Serialize};
@@ -124,7 +124,7 @@ pub async fn one(
 #[utoipa::path(patch, path = "/api/v1/cvms/instance-ids", tag = "CVMs", operation_id = "cvms_instance_ids_refresh",
     request_body = BatchInstanceIdRefreshRequest,
     responses((status = 200, body = BatchInstanceIdRefreshResponse), (status = 401, description = "Authentication required"),
-        (status = 404, description = "One of the CVMs was not found"), (status = 422, description = "Validation error")))]
+        (status = 422, description = "Validation error, or one of the CVMs was not found")))]
 pub async fn many(
     State(app): State<App>,
     caller: Caller<WriteVms>,
@@ -185,7 +185,10 @@ async fn meant(
     let limit = usize::try_from(limit).map_err(Error::internal)?;
     let mut vms = Vec::new();
     for id in ids.iter().take(limit) {
-        vms.push(app.control.vm_find(&caller.who, id).await?);
+        vms.push(app.control.vm_find(&caller.who, id).await.map_err(|error| match error.code {
+            Code::CvmNotFound => Error::field("body", "cvm_ids", "value_error", format!("there is no CVM \"{id}\"")),
+            _ => error,
+        })?);
     }
     Ok((i64::try_from(ids.len()).map_err(Error::internal)?, vms))
 }
