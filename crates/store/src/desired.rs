@@ -147,21 +147,38 @@ pub(crate) async fn desired_write(
     .map_err(fault)
 }
 
-pub(crate) async fn desired_of(tx: &mut Tx, vm_id: i64) -> Result<Option<Desired>, Error> {
-    let row: Option<(i64, String, i64)> =
-        sqlx::query_as("SELECT generation, run_state, boot_epoch FROM vm_desired WHERE vm_id = $1")
-            .bind(vm_id)
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(fault)?;
-    row.map(|(generation, run_state, epoch)| {
-        Ok(Desired {
+/// What the engine needs of a VM's row of `vm_desired`, which may be missing.
+#[derive(sqlx::FromRow)]
+pub(crate) struct DesiredState {
+    desired_generation: Option<i64>,
+    run_state: Option<String>,
+    boot_epoch: Option<i64>,
+}
+
+impl DesiredState {
+    pub fn read(&self) -> Result<Option<Desired>, Error> {
+        let (Some(generation), Some(run_state), Some(epoch)) =
+            (self.desired_generation, &self.run_state, self.boot_epoch)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Desired {
             generation: generation.unsigned_abs(),
-            run_state: stored(RunState::parse(&run_state), "run state", &run_state)?,
+            run_state: stored(RunState::parse(run_state), "run state", run_state)?,
             boot_epoch: epoch.unsigned_abs(),
-        })
-    })
-    .transpose()
+        }))
+    }
+}
+
+pub(crate) async fn desired_of(tx: &mut Tx, vm_id: i64) -> Result<Option<Desired>, Error> {
+    let row: Option<DesiredState> = sqlx::query_as(
+        "SELECT generation AS desired_generation, run_state, boot_epoch FROM vm_desired WHERE vm_id = $1",
+    )
+    .bind(vm_id)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(fault)?;
+    row.map_or(Ok(None), |row| row.read())
 }
 
 /// Whether the VM should run; `None` before its create has begun.
@@ -190,6 +207,8 @@ struct KnownVm {
     status: String,
     deleted: bool,
     claimed: bool,
+    /// The last one.
+    report: Option<String>,
 }
 
 /// Takes in what a node says of its VMs. An operation that waits for a VM is woken; a VM without one gets the status
@@ -200,8 +219,8 @@ pub async fn reports_write(tx: &mut Tx, node_id: i64, reports: &[VmReport], now:
     for chunk in reports.chunks(200) {
         let mut query = QueryBuilder::new(
             "SELECT v.id, v.uuid, v.status, v.deleted_at IS NOT NULL AS deleted, EXISTS (SELECT 1
-                FROM operation_resource r WHERE r.kind = 'vm' AND r.resource_id = v.id AND r.held) AS claimed
-             FROM vm v WHERE v.node_id = ",
+                FROM operation_resource r WHERE r.kind = 'vm' AND r.resource_id = v.id AND r.held) AS claimed, s.report
+             FROM vm v LEFT JOIN vm_observed s ON s.vm_id = v.id WHERE v.node_id = ",
         );
         query.push_bind(node_id).push(" AND v.uuid IN (");
         let mut list = query.separated(", ");
@@ -226,7 +245,7 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
     if vm.deleted {
         return Ok(false);
     }
-    let before = report_of(tx, vm.id).await?;
+    let before: Option<VmReport> = vm.report.as_deref().map(from_json).transpose()?;
     sqlx::query(
         "INSERT INTO vm_observed (vm_id, generation, phase, boot_epoch, restarts, report, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)

@@ -9,11 +9,12 @@ use std::time::Duration;
 use holdfast_engine::{Decision, Direction, Failure, Next, Observed, Plan, Record, World, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
+use holdfast_model::node::VmReport;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{StopMode, VmStatus};
 use sqlx::QueryBuilder;
 
-use crate::desired::{desired_of, desired_write, report_of};
+use crate::desired::{DesiredState, desired_write};
 use crate::nodes::column;
 use crate::parking::parked_resume;
 use crate::queue::{claims_end, queue_recover};
@@ -44,7 +45,6 @@ impl Claimed {
 
 #[derive(sqlx::FromRow)]
 struct RecordRow {
-    resource_id: i64,
     status: String,
     status_before: String,
     direction: String,
@@ -62,6 +62,9 @@ struct RecordRow {
     request: String,
     vm_status: String,
     node_last_seen_at: i64,
+    report: Option<String>,
+    #[sqlx(flatten)]
+    desired: DesiredState,
 }
 
 /// The part of an operation's request that its execution needs.
@@ -149,11 +152,13 @@ pub async fn operation_load(
     now: Timestamp,
 ) -> Result<Option<(Record, World)>, Error> {
     let row: Option<RecordRow> = sqlx::query_as(
-        "SELECT o.resource_id, o.status, COALESCE(o.status_claimed, o.status_before) AS status_before,
+        "SELECT o.status, COALESCE(o.status_claimed, o.status_before) AS status_before,
                 o.direction, o.step, o.step_entered, o.step_started_at,
                 o.deadline_at, o.generation, o.sub_operations, o.cancelled_by, o.error_code, o.error_message,
-                o.error_internal, o.diff, o.request, v.status AS vm_status, n.last_seen_at AS node_last_seen_at
+                o.error_internal, o.diff, o.request, v.status AS vm_status, n.last_seen_at AS node_last_seen_at,
+                s.report, d.generation AS desired_generation, d.run_state, d.boot_epoch
          FROM operation o JOIN vm v ON v.id = o.resource_id JOIN node n ON n.id = v.node_id
+         LEFT JOIN vm_desired d ON d.vm_id = v.id LEFT JOIN vm_observed s ON s.vm_id = v.id
          WHERE o.id = $1 AND o.lease_token = $2",
     )
     .bind(claimed.id)
@@ -182,7 +187,8 @@ pub async fn operation_load(
         diff: from_json(&row.diff)?,
     };
     let revises = plan_of(claimed).is_some_and(Plan::revises);
-    let observed = report_of(tx, row.resource_id).await?.map(|report| Observed {
+    let report: Option<VmReport> = row.report.as_deref().map(from_json).transpose()?;
+    let observed = report.map(|report| Observed {
         generation: report.generation,
         outcome: report.outcome,
         phase: report.phase,
@@ -196,7 +202,7 @@ pub async fn operation_load(
     });
     let world = World {
         status: stored(VmStatus::parse(&row.vm_status), "status", &row.vm_status)?,
-        desired: desired_of(tx, row.resource_id).await?,
+        desired: row.desired.read()?,
         observed,
         node_online: row.node_last_seen_at >= now.micros() - node_patience,
         grace: grace(&row.request)?,
