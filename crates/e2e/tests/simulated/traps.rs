@@ -237,7 +237,7 @@ fn log_urls_are_their_own_key() {
         let one: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
         assert!(["stdout", "stderr"].contains(&one["channel"].as_str().unwrap_or_default()), "{line}");
         let message = text(&one["message"]);
-        assert!(message.len() % 4 == 0 && !message.contains(' '), "{line}");
+        assert!(message.len().is_multiple_of(4) && !message.contains(' '), "{line}");
     }
     assert!(!lines.is_empty(), "the app has said something");
     assert!(!fetch(&format!("{container}&text&bare&ansi")).text.starts_with('{'));
