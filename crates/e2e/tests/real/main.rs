@@ -3,5 +3,4 @@
 mod changes;
 mod cli;
 mod crashes;
-mod full_disk;
 mod secrets;
