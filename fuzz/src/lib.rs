@@ -13,8 +13,11 @@ use holdfast_model::hashid::{self, Prefix};
 use holdfast_trust::env;
 use serde_json::{Map, Value};
 
+/// What a target does with its input: it panics when a promise is broken.
+pub type Target = fn(&[u8]);
+
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("guest_frames", guest_frames),
     ("compose_files", compose_files),
     ("env_blobs", env_blobs),

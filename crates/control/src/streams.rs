@@ -256,7 +256,9 @@ fn stream_error(error: &StreamError) -> Error {
         "no_such_container" => (Code::ContainerNotFound, "There is no such container."),
         "not_running" => (Code::WrongState, "The CVM is not running."),
         "agent_silent" => (Code::AgentSilent, "The CVM's guest agent does not answer."),
-        "agent_old" => (Code::AgentSilent, "The CVM's OS image is of an older version, whose guest agent cannot say this."),
+        "agent_old" => {
+            (Code::AgentSilent, "The CVM's OS image is of an older version, whose guest agent cannot say this.")
+        }
         "no_such_vm" => (Code::NodeUnreachable, "The node does not have this CVM yet."),
         _ => (Code::AgentSilent, "The CVM cannot be asked right now."),
     };

@@ -361,13 +361,14 @@ pub async fn vm_insert(
 
 /// Takes a name for an app, unless the app has it already. Fails with `NameTaken` when another app has it.
 pub(crate) async fn name_take(tx: &mut Tx, workspace: i64, app_row: i64, name: &str) -> Result<(), Error> {
-    let taken = sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-        .bind(workspace)
-        .bind(name)
-        .bind(app_row)
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
+    let taken =
+        sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(workspace)
+            .bind(name)
+            .bind(app_row)
+            .execute(&mut **tx)
+            .await
+            .map_err(fault)?;
     if taken.rows_affected() == 1 {
         return Ok(());
     }
