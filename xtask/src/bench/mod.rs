@@ -1,15 +1,22 @@
-//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`: the folder `ops`.
+//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `update` and `logs`:
+//! the modules of these names.
 //!
 //! The one rule: every figure stands beside the same thing without us, measured in the same run, because the machines that
 //! this runs on differ by half.
 
 mod accept;
+#[cfg(feature = "ops")]
+mod api;
 mod boot;
+#[cfg(feature = "ops")]
+mod logs;
 #[cfg(feature = "ops")]
 mod ops;
 mod plain;
 mod report;
 mod stats;
+#[cfg(feature = "ops")]
+mod update;
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,18 +43,42 @@ pub fn run(words: &[&str]) -> Result<()> {
     report::write(&accept, &boots)
 }
 
-/// `bench ops` needs libraries that the other commands do not wait for, and a load generator must be fast: it runs in a
-/// release build of this program that has them.
-pub fn ops(words: &[&str]) -> Result<()> {
+/// `bench ops` and its like need libraries that the other commands do not wait for, and a load generator must be fast: they
+/// run in a release build of this program that has them.
+pub fn loaded(name: &str, words: &[&str]) -> Result<()> {
     #[cfg(feature = "ops")]
-    return ops::run(words);
+    return match name {
+        "api" => api::run(words),
+        "logs" => logs::run(words),
+        "update" => update::run(words),
+        _ => ops::run(words),
+    };
     #[cfg(not(feature = "ops"))]
     {
         let mut build = artifacts::cargo(&["build", "--release", "--package", "xtask", "--features", "ops"]);
         ui::run_quietly("build the load generator", &mut build)?;
         let mut command = std::process::Command::new(crate::target_dir().join("release/xtask"));
-        ui::run_loudly("bench ops", command.args(["bench", "ops"]).args(words))
+        ui::run_loudly(&format!("bench {name}"), command.args(["bench", name]).args(words))
     }
+}
+
+/// Whether the only option of a benchmark is there.
+#[cfg(feature = "ops")]
+fn is_quick(name: &str, words: &[&str]) -> Result<bool> {
+    match words {
+        [] => Ok(false),
+        ["--quick"] => Ok(true),
+        _ => bail!("bench {name} has one option: --quick"),
+    }
+}
+
+/// The binary to measure with real VMs, and all that these need.
+#[cfg(feature = "ops")]
+fn with_vms() -> Result<PathBuf> {
+    packages::install(&[packages::RUN])?;
+    let binary = ops::binary()?;
+    artifacts::image(&binary)?;
+    Ok(binary)
 }
 
 /// A folder that goes away with this value. Its name is short, because it holds the paths of unix sockets.

@@ -35,6 +35,11 @@ impl Cloud {
         Self::of(Server::start(options)?)
     }
 
+    /// With real VMs.
+    pub fn real(binary: &Path, folder: &Path) -> Result<Self> {
+        Self::of(Server::start(Options::new(binary, folder))?)
+    }
+
     /// Without a node: it only answers questions, and seals what is not sealed.
     pub fn without_node(binary: &Path, folder: &Path) -> Result<Self> {
         let server = Server::launch(Options::new(binary, folder).args(["--node", "none"]))?;

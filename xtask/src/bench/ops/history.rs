@@ -50,24 +50,9 @@ impl Template {
             anyhow::Ok(())
         })?;
         cloud.server.stop()?;
-        let db = Connection::open(folder.join("holdfast.db"))?;
-        let schema = db.query_row("SELECT MAX(version) FROM _sqlx_migrations", [], |row| row.get(0))?;
-        let template = Self { folder, schema };
-        template.forget_others(bench)?;
-        Ok(template)
-    }
-
-    /// Removes the pasts of other schemas: nothing reads them again.
-    fn forget_others(&self, bench: &Bench) -> Result<()> {
-        let ours = format!("schema-{}-", self.schema);
-        for entry in fs::read_dir(&bench.cache)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with("schema-") && !name.starts_with(&ours)) {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
-        Ok(())
+        let schema = schema_of(&folder)?;
+        forget_others(bench, schema)?;
+        Ok(Self { folder, schema })
     }
 
     /// A data folder with at least that many events, all sealed; made once and kept in the build folder.
@@ -90,39 +75,62 @@ impl Template {
     /// Fills a new folder with at least that many events.
     pub fn generate(&self, folder: &Path, events: i64, sealed: bool) -> Result<()> {
         let start = Instant::now();
-        let _ = fs::remove_dir_all(folder);
-        fs::create_dir_all(folder)?;
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), folder.join(entry.file_name()))?;
-            }
-        }
-        let db = Connection::open(folder.join("holdfast.db"))?;
-        db.set_prepared_statement_cache_capacity(64);
-        db.execute_batch(
-            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-             PRAGMA cache_size = -1000000; BEGIN;",
-        )?;
-        Generator::new(&db, sealed)?.run(events)?;
-        db.execute_batch(
-            "COMMIT; PRAGMA locking_mode = NORMAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
-        )?;
-        db.close().map_err(|(_, error)| error)?;
+        fill(&self.folder, folder, |db| Generator::new(db, sealed)?.run(events))?;
         ui::say(format!("  made   a past of {events} events ({})", ui::seconds(start.elapsed())));
         Ok(())
     }
 }
 
+/// The newest migration of a folder's database.
+pub fn schema_of(folder: &Path) -> Result<i64> {
+    let db = Connection::open(folder.join("holdfast.db"))?;
+    Ok(db.query_row("SELECT MAX(version) FROM _sqlx_migrations", [], |row| row.get(0))?)
+}
+
+/// Removes what was generated for other schemas: nothing reads it again.
+pub fn forget_others(bench: &Bench, schema: i64) -> Result<()> {
+    let ours = format!("schema-{schema}-");
+    for entry in fs::read_dir(&bench.cache)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with("schema-") && !name.starts_with(&ours)) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes `folder` a copy of the template's, with what `write` adds to its database.
+pub fn fill(template: &Path, folder: &Path, write: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder)?;
+    for entry in fs::read_dir(template)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), folder.join(entry.file_name()))?;
+        }
+    }
+    let db = Connection::open(folder.join("holdfast.db"))?;
+    db.set_prepared_statement_cache_capacity(64);
+    db.execute_batch(
+        "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
+         PRAGMA cache_size = -1000000; BEGIN;",
+    )?;
+    write(&db)?;
+    db.execute_batch("COMMIT; PRAGMA locking_mode = NORMAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+    db.close().map_err(|(_, error)| error)?;
+    Ok(())
+}
+
 /// Rows of one table, to be changed and inserted.
-struct Copies {
+pub struct Copies {
     columns: Vec<String>,
     insert: String,
-    rows: Vec<Vec<Value>>,
+    pub rows: Vec<Vec<Value>>,
 }
 
 impl Copies {
-    fn of(db: &Connection, table: &str, which: &str) -> Result<Self> {
+    pub fn of(db: &Connection, table: &str, which: &str) -> Result<Self> {
         let columns = columns(db, table)?;
         let mut statement = db.prepare(&format!("SELECT * FROM {table} {which}"))?;
         let rows = statement.query_map([], |row| (0..columns.len()).map(|column| row.get(column)).collect())?;
@@ -130,7 +138,7 @@ impl Copies {
     }
 
     /// The row with these columns changed and all of its times moved.
-    fn changed(&self, row: &[Value], later: i64, changes: &[(&str, Value)]) -> Vec<Value> {
+    pub fn changed(&self, row: &[Value], later: i64, changes: &[(&str, Value)]) -> Vec<Value> {
         let mut row = row.to_vec();
         for (name, value) in self.columns.iter().zip(&mut row) {
             if let Some((_, new)) = changes.iter().find(|(column, _)| column == name) {
@@ -144,12 +152,21 @@ impl Copies {
         row
     }
 
-    fn insert(&self, db: &Connection, row: &[Value]) -> Result<()> {
+    pub fn insert(&self, db: &Connection, row: &[Value]) -> Result<()> {
         db.prepare_cached(&self.insert)?.execute(params_from_iter(row))?;
         Ok(())
     }
 
-    fn integer(&self, row: &[Value], column: &str) -> Result<i64> {
+    /// A column of text of the only row, or of the last one.
+    pub fn text(&self, column: &str) -> Result<&str> {
+        let at = self.columns.iter().position(|name| name == column);
+        match at.and_then(|at| Some(&self.rows.last()?[at])) {
+            Some(Value::Text(text)) => Ok(text),
+            other => anyhow::bail!("{column} is {other:?}"),
+        }
+    }
+
+    pub fn integer(&self, row: &[Value], column: &str) -> Result<i64> {
         let at = self.columns.iter().position(|name| name == column);
         match at.map(|at| &row[at]) {
             Some(Value::Integer(number)) => Ok(*number),
@@ -315,7 +332,7 @@ fn vms(db: &Connection) -> Result<Vec<(i64, String, String)>> {
 }
 
 /// A UUID that looks random, as those do that stand in an index.
-fn uuid(number: i64) -> String {
+pub fn uuid(number: i64) -> String {
     let (a, b) = (mix(number as u64), mix(!number as u64));
     format!(
         "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
@@ -328,7 +345,7 @@ fn uuid(number: i64) -> String {
 }
 
 /// SplitMix64: every number to another one, without collisions.
-fn mix(number: u64) -> u64 {
+pub fn mix(number: u64) -> u64 {
     let mut n = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

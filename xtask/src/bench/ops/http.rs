@@ -53,6 +53,24 @@ impl Connection {
         self.send(Method::GET, path, &[], Bytes::new()).await
     }
 
+    /// The same with another API key and schema version.
+    pub async fn get_as(&mut self, key: &str, version: &str, path: &str) -> Result<Bytes> {
+        let request = Request::builder()
+            .uri(path)
+            .header("host", &self.target.address)
+            .header("x-api-key", key)
+            .header("x-phala-version", version)
+            .body(Full::default())?;
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        if !status.is_success() {
+            bail!("{path} was answered with {status}: {}", String::from_utf8_lossy(&body));
+        }
+        Ok(body)
+    }
+
     pub async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
         let answer = self.send(Method::POST, path, &[("content-type", "application/json")], body).await?;

@@ -229,7 +229,8 @@ impl Statement {
     }
 }
 
-fn read_all(row: &rusqlite::Row<'_>) -> Result<()> {
+/// Reads every column of a row, as whoever shows it must.
+pub fn read_all(row: &rusqlite::Row<'_>) -> Result<()> {
     for column in 0..row.as_ref().column_count() {
         let value: ValueRef<'_> = row.get_ref(column)?;
         black_box(value);

@@ -5,15 +5,15 @@
 //! disk: the same rows, schema, indexes and pragmas, by plain prepared statements.
 
 mod accept;
-mod cloud;
+pub mod cloud;
 mod cost;
 mod disk;
-mod feed;
-mod history;
-mod http;
+pub mod feed;
+pub mod history;
+pub mod http;
 mod list;
 mod plot;
-mod report;
+pub mod report;
 mod rows;
 mod seal;
 mod throughput;
@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
+pub use list::read_all;
 pub use report::Line;
 
 use crate::artifacts::{self, Build};
@@ -34,14 +35,14 @@ const FIGURES: [&str; 5] = ["throughput", "accept", "list", "watch", "chain"];
 
 /// What every figure is measured with.
 pub struct Bench {
-    binary: PathBuf,
-    quick: bool,
+    pub binary: PathBuf,
+    pub quick: bool,
     /// Where generated databases are kept.
-    cache: PathBuf,
+    pub cache: PathBuf,
     /// Goes away with this value.
     scratch: PathBuf,
     /// One thread: the load generator leaves the rest of the machine to the server.
-    runtime: Runtime,
+    pub runtime: Runtime,
 }
 
 #[derive(Default)]
@@ -57,14 +58,7 @@ pub struct Results {
 
 pub fn run(words: &[&str]) -> Result<()> {
     let (quick, only) = options(words)?;
-    let binary = match std::env::var_os("HOLDFAST_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            ui::heading("Build");
-            artifacts::binary(Build::Release, &artifacts::guest_agent()?)?
-        }
-    };
-    let bench = Bench::new(binary, quick)?;
+    let bench = Bench::new(binary()?, quick)?;
     let wants = |figure: &str| only.is_none_or(|only| only == figure);
     let mut results = Results { disk: disk::syncs(&bench)?, ..Results::default() };
     if wants("throughput") {
@@ -93,6 +87,15 @@ pub fn run(words: &[&str]) -> Result<()> {
     report::write(&bench, &results)
 }
 
+/// The binary that `HOLDFAST_BIN` names, else the one that this source makes.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HOLDFAST_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    ui::heading("Build");
+    artifacts::binary(Build::Release, &artifacts::guest_agent()?)
+}
+
 fn options<'a>(words: &[&'a str]) -> Result<(bool, Option<&'a str>)> {
     match words {
         [] => Ok((false, None)),
@@ -106,7 +109,7 @@ fn options<'a>(words: &[&'a str]) -> Result<(bool, Option<&'a str>)> {
 }
 
 impl Bench {
-    fn new(binary: PathBuf, quick: bool) -> Result<Self> {
+    pub fn new(binary: PathBuf, quick: bool) -> Result<Self> {
         // Beside the build, because a folder for temporary files may be memory, where nothing has to become durable.
         let cache = target_dir().join("bench-cache");
         let scratch = cache.join(format!("run-{}", std::process::id()));
@@ -116,7 +119,7 @@ impl Bench {
     }
 
     /// A path in a folder that goes away after the run.
-    fn scratch(&self, name: &str) -> Result<PathBuf> {
+    pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = self.scratch.join(name);
         fs::create_dir_all(&folder)?;
         Ok(folder)

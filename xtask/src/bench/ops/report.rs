@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -52,6 +53,10 @@ impl Line {
 
     pub fn below(self, goal: f64) -> Self {
         Self { goal: Some(Goal::Below(goal)), ..self }
+    }
+
+    pub fn no_less_than(self, goal: f64) -> Self {
+        Self { goal: Some(Goal::AtLeast(goal)), ..self }
     }
 
     pub fn at_least_ratio(self, goal: f64) -> Self {
@@ -119,34 +124,62 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// A whole run is what the repository publishes; any other one is only for who ran it.
-pub fn write(bench: &Bench, results: &Results) -> Result<()> {
-    let whole = !bench.quick && results.is_whole();
-    let folder = if whole { root().join("benches/results") } else { target_dir().join("bench-ops") };
+/// What is said of one run.
+pub struct Report<'a> {
+    /// The command and the files: `ops`.
+    pub name: &'a str,
+    pub title: &'a str,
+    /// What the second column of numbers is.
+    pub beside: &'a str,
+    pub lines: &'a [Line],
+    /// Below the table.
+    pub notes: String,
+    pub samples: Value,
+}
+
+/// Writes the results and shows them; answers the folder that they are in. A whole run is what the repository publishes; any
+/// other one is only for who ran it.
+pub fn publish(report: Report, whole: bool) -> Result<PathBuf> {
+    let Report { name, title, beside, lines, notes, samples } = report;
+    let folder =
+        if whole { root().join("benches/results") } else { target_dir().join(format!("bench-{name}")) };
     fs::create_dir_all(&folder)?;
-    let lines = results.lines();
     let (cores, memory) = machine();
     let kind = if whole { "" } else { " (not a whole run)" };
     let mut text = format!(
-        "# Operations\n\nWritten by `cargo xtask bench ops`{kind} on {cores} cores with {memory} GB. What each figure and \
-         its ceiling is: [performance](../../docs/performance.md).\n\n\
-         | figure | measured | ceiling | ratio | goal | |\n|---|---|---|---|---|---|\n"
+        "# {title}\n\nWritten by `cargo xtask bench {name}`{kind} on {cores} cores with {memory} GB. What each figure and \
+         its {beside} is: [performance](../../docs/performance.md).\n\n\
+         | figure | measured | {beside} | ratio | goal | |\n|---|---|---|---|---|---|\n"
     );
     text.extend(lines.iter().map(Line::row));
-    text += &notes(results);
+    text += &notes;
     let document = json!({
         "machine": {"cores": cores, "memory_gb": memory},
         "whole": whole,
         "figures": lines.iter().map(Line::json).collect::<Vec<_>>(),
-        "samples_ms": samples(results),
+        "samples_ms": samples,
     });
-    fs::write(folder.join("ops.json"), format!("{document:#}\n"))?;
-    fs::write(folder.join("ops.md"), &text)?;
+    fs::write(folder.join(format!("{name}.json")), format!("{document:#}\n"))?;
+    let file = folder.join(format!("{name}.md"));
+    fs::write(&file, &text)?;
+    ui::heading(format!("{}", file.display()));
+    ui::say(text);
+    Ok(folder)
+}
+
+pub fn write(bench: &Bench, results: &Results) -> Result<()> {
+    let report = Report {
+        name: "ops",
+        title: "Operations",
+        beside: "ceiling",
+        lines: &results.lines(),
+        notes: notes(results),
+        samples: samples(results),
+    };
+    let folder = publish(report, !bench.quick && results.is_whole())?;
     if let Some(list) = &results.list {
         plot::draw(&list.sizes, &folder.join("ops.svg"))?;
     }
-    ui::heading(format!("{}", folder.join("ops.md").display()));
-    ui::say(text);
     Ok(())
 }
 
