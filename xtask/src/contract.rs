@@ -41,7 +41,7 @@ fn read(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
 }
 
-/// Routes with their success answers by version, and the schemas that these name.
+/// Routes with their success answers by version and the statuses that they refuse with, and the schemas that these name.
 struct Facts {
     routes: BTreeMap<String, Value>,
     schemas: BTreeMap<String, Value>,
@@ -57,13 +57,16 @@ fn derive(pages: &Value, served: &Value) -> Result<Facts> {
             if operation["x-scope"] != "now" && served["paths"][path].get(method).is_none() {
                 continue;
             }
-            let mut answers = Map::new();
+            let (mut answers, mut refused) = (Map::new(), Vec::new());
             for (status, answer) in operation["responses"].as_object().unwrap_or(&empty) {
-                if status.starts_with('2') {
+                if let Some(status) = status.parse::<u16>().ok().filter(|status| (400..500).contains(status)) {
+                    refused.push(status);
+                } else if status.starts_with('2') {
                     let schema = &answer["content"]["application/json"]["schema"];
                     answers.insert(status.clone(), by_version(schema, &mut wanted));
                 }
             }
+            answers.insert("refused".to_owned(), json!(refused));
             facts.routes.insert(format!("{} {path}", method.to_uppercase()), answers.into());
         }
     }
@@ -205,10 +208,11 @@ mod tests {
         let whole: Value = serde_json::from_str(&text(&facts).expect("text")).expect("JSON");
         let wanted = json!({
             "routes": {
-                "GET /a": { "200": {
-                    "2025-10-28": { "$ref": "#/$defs/a.v1.Old" }, "2026-01-21": { "$ref": "#/$defs/New" },
-                } },
-                "POST /b": { "204": null },
+                "GET /a": {
+                    "200": { "2025-10-28": { "$ref": "#/$defs/a.v1.Old" }, "2026-01-21": { "$ref": "#/$defs/New" } },
+                    "refused": [422],
+                },
+                "POST /b": { "204": null, "refused": [] },
             },
             "schemas": {
                 "Leaf": { "type": "string", "enum": ["x"] },

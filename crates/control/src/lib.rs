@@ -15,6 +15,7 @@ mod create;
 pub mod cursor;
 pub mod deploy;
 pub mod dry_run;
+mod env_keys;
 pub mod events;
 pub mod export;
 pub mod history;
@@ -110,6 +111,7 @@ pub struct Control {
     /// Changes when events were written.
     pub(crate) events_bell: Arc<watch::Sender<u64>>,
     pub(crate) feed: events::Feed,
+    pub(crate) env_keys: Arc<env_keys::EnvKeys>,
 }
 
 impl Control {
@@ -125,6 +127,7 @@ impl Control {
             desired: Arc::new(watch::Sender::new(0)),
             events_bell: Arc::new(watch::Sender::new(0)),
             feed: events::Feed::default(),
+            env_keys: Arc::default(),
         }
     }
 

@@ -100,6 +100,7 @@ codes! {
     AppIdInvalid      = "HF-0141", 400, None, "Send 40 hex digits, with or without 0x before them.";
     RevisionNotFound  = "HF-0142", 404, None, "List the app's revisions to see what there is.";
     RangeInvalid      = "HF-0143", 400, None, "Ask for a shorter time, or for one that ends after it begins.";
+    FamilyNotFound    = "HF-0147", 404, Some("ERR-02-001"), "See GET /api/v1/instance-types for the families there are.";
 
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";

@@ -4,6 +4,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Health, Register};
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::{Store, Tx, fault, from_json, json};
@@ -81,10 +82,18 @@ impl Store {
         sqlx::query_as(NODES).fetch_all(self.read()).await.map_err(fault)
     }
 
-    /// What each node offers to boot, without counting what runs on it.
-    pub async fn node_images(&self) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
-        let rows: Vec<(i64, String)> =
-            sqlx::query_as("SELECT id, images FROM node ORDER BY id").fetch_all(self.read()).await.map_err(fault)?;
+    /// What each of these nodes offers to boot, without counting what runs on it.
+    pub async fn node_images(&self, nodes: &[i64]) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = QueryBuilder::new("SELECT id, images FROM node WHERE id IN (");
+        let mut list = query.separated(", ");
+        for id in nodes {
+            list.push_bind(*id);
+        }
+        list.push_unseparated(")");
+        let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
         rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
     }
 

@@ -69,12 +69,12 @@ pub async fn list(_: Caller<Read>) -> Json<Families> {
 /// List the instance types of a family
 #[utoipa::path(get, path = "/api/v1/instance-types/{family}", tag = "Catalogue", operation_id = "instance_types_family",
     params(("family" = String, Path, description = "For example `cpu`")),
-    responses((status = 200, body = FamilyInstanceTypes), (status = 400, description = "No such family"),
-        (status = 401, description = "Authentication required")))]
+    responses((status = 200, body = FamilyInstanceTypes), (status = 401, description = "Authentication required"),
+        (status = 404, description = "No such family")))]
 pub async fn family(_: Caller<Read>, Path(family): Path<String>) -> Result<Json<FamilyInstanceTypes>, Failure> {
     let items = items(&family);
     if items.is_empty() {
-        return Err(Error::new(Code::TypeNotFound, "There is no such family of instance types.").into());
+        return Err(Error::new(Code::FamilyNotFound, "There is no such family of instance types.").into());
     }
     Ok(Json(FamilyInstanceTypes { total: items.len(), items, family }))
 }

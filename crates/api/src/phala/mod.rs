@@ -4,6 +4,7 @@
 
 mod apps;
 mod auth;
+mod create_resources;
 mod cvms;
 mod document;
 mod instance_types;
@@ -13,6 +14,7 @@ mod lenient;
 mod nodes;
 mod os_images;
 mod page;
+mod quotas;
 mod status;
 mod version;
 mod view;
@@ -63,7 +65,9 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(workspaces::list))
         .routes(routes!(workspaces::get))
         .routes(routes!(workspaces::nodes))
+        .routes(routes!(quotas::get))
         .routes(routes!(nodes::available))
+        .routes(routes!(create_resources::get))
         .routes(routes!(instance_types::list))
         .routes(routes!(instance_types::family))
         .routes(routes!(os_images::list))

@@ -67,15 +67,25 @@ pub struct AvailableImage {
 #[utoipa::path(get, path = "/api/v1/teepods/available", tag = "Catalogue", operation_id = "teepods_available",
     responses((status = 200, body = AvailableNodes), (status = 401, description = "Authentication required")))]
 pub async fn available(State(app): State<App>, caller: Caller<Read>) -> Result<Json<AvailableNodes>, Failure> {
-    let policy = app.control.policy();
     let nodes = app.control.store.nodes().await?;
-    let usable = nodes.iter().filter(|n| n.ready && !n.cordoned && n.is_online(policy.now, policy.patience));
-    Ok(Json(AvailableNodes {
-        tier: caller.who.workspace_tier,
+    Ok(Json(listed(&app, caller.who.workspace_tier, &usable(&app, &nodes))?))
+}
+
+/// The nodes that take new CVMs.
+pub fn usable<'a>(app: &App, nodes: &'a [Node]) -> Vec<&'a Node> {
+    let policy = app.control.policy();
+    nodes.iter().filter(|n| n.ready && !n.cordoned && n.is_online(policy.now, policy.patience)).collect()
+}
+
+/// These nodes, for a workspace of this tier.
+pub fn listed(app: &App, tier: String, nodes: &[&Node]) -> Result<AvailableNodes, Error> {
+    let policy = app.control.policy();
+    Ok(AvailableNodes {
+        tier,
         capacity: Capacity { max_instances: None, max_vcpu: None, max_memory: None, max_disk: None },
-        nodes: usable.map(|node| available_node(node, policy)).collect::<Result<_, _>>()?,
+        nodes: nodes.iter().map(|node| available_node(node, policy)).collect::<Result<_, _>>()?,
         kms_list: vec![kms_info(&app.control)],
-    }))
+    })
 }
 
 fn available_node(node: &Node, policy: Policy) -> Result<AvailableNode, Error> {

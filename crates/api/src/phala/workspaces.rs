@@ -88,7 +88,8 @@ pub async fn nodes(
     Ok(Json(page.cut(nodes.iter().map(|node| NodeRef::of(node, node.is_online(now, patience))).collect())))
 }
 
-fn check_own(who: &Principal, slug: &str) -> Result<(), Error> {
+/// Every other workspace is not found.
+pub fn check_own(who: &Principal, slug: &str) -> Result<(), Error> {
     if slug == who.workspace_slug || hashid::decode(Prefix::Workspace, slug) == Some(who.workspace_id) {
         return Ok(());
     }

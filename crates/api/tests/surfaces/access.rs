@@ -24,6 +24,7 @@ fn routes(id: &str, app: &str) -> Vec<(&'static str, String)> {
         ("POST", format!("/apps/{app}/cvms/{id}/replicas")),
         ("GET", "/workspaces/default".to_owned()),
         ("GET", "/workspaces/default/nodes".to_owned()),
+        ("GET", "/workspaces/default/quotas".to_owned()),
         ("GET", format!("/cvms/{id}")),
         ("DELETE", format!("/cvms/{id}")),
     ];
@@ -80,10 +81,11 @@ fn body(path: &str) -> &'static str {
     bodies.into_iter().find(|(end, _)| path.ends_with(end)).map_or("{}", |(_, body)| body)
 }
 
-const OPEN_TO_ALL_KEYS: [(&str, &str); 21] = [
+const OPEN_TO_ALL_KEYS: [(&str, &str); 22] = [
     ("GET", "/auth/me"),
     ("GET", "/workspaces"),
     ("GET", "/teepods/available"),
+    ("GET", "/teepods/cvm-create-resources"),
     ("GET", "/instance-types"),
     ("GET", "/instance-types/cpu"),
     ("GET", "/os-images"),

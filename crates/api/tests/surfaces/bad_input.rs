@@ -180,6 +180,6 @@ async fn pages_and_filters_that_make_no_sense() {
     assert_eq!(server.at(V2026).post("/status/batch", &many).await.expect(422)["detail"][0]["loc"][1], "vm_uuids");
     let strange = json!({ "vm_uuids": ["x", "", "00000000-0000-4000-8000-000000000000"] });
     assert_eq!(server.at(V2026).post("/status/batch", &strange).await.expect(200), json!({}));
-    assert_eq!(server.at(V2026).get("/instance-types/quantum").await.expect(400)["error_code"], "ERR-02-001");
+    assert_eq!(server.at(V2026).get("/instance-types/quantum").await.expect(404)["error_code"], "ERR-02-001");
     assert_eq!(server.at(V2026).get("/cvms/paginated?page=2147483647").await.expect(200)["items"], json!([]));
 }

@@ -72,3 +72,23 @@ fn every_route_in_every_version() {
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(committed == page, "docs/coverage.md is not current; it has to be:\n{page}");
 }
+
+/// Refusals of the pages that this server has no cause for: a CVM of another workspace is not found rather than forbidden,
+/// and nothing is registered on a chain.
+const NO_CAUSE: [u16; 5] = [403, 465, 466, 467, 468];
+
+#[test]
+fn what_the_pages_refuse_is_documented() {
+    for known in answers::DOCUMENT.iter() {
+        for method in known.methods.keys() {
+            let route = format!("{method} {}", known.path);
+            let mut missing = schemas::refused(&route);
+            missing.retain(|status| !NO_CAUSE.contains(status) && !known.statuses(method).contains(status));
+            if route == "GET /api/v1/kms/phala/next_app_id" {
+                // This server always has its KMS.
+                missing.remove(&404);
+            }
+            assert!(missing.is_empty(), "{route}: the pages have {missing:?}");
+        }
+    }
+}

@@ -141,8 +141,7 @@ pub struct Report<'a> {
 /// other one is only for who ran it.
 pub fn publish(report: Report, whole: bool) -> Result<PathBuf> {
     let Report { name, title, beside, lines, notes, samples } = report;
-    let folder =
-        if whole { root().join("benches/results") } else { target_dir().join(format!("bench-{name}")) };
+    let folder = if whole { root().join("benches/results") } else { target_dir().join(format!("bench-{name}")) };
     fs::create_dir_all(&folder)?;
     let (cores, memory) = machine();
     let kind = if whole { "" } else { " (not a whole run)" };

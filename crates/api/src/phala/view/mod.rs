@@ -10,7 +10,7 @@ pub mod info;
 pub mod machine;
 pub mod parts;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -64,7 +64,9 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
             events.entry(vm).or_default().push(event);
         }
     }
-    let images: HashMap<i64, Vec<ImageInfo>> = control.store.node_images().await?.into_iter().collect();
+    let nodes: BTreeSet<i64> = vms.iter().map(|vm| vm.node_id).collect();
+    let nodes: Vec<i64> = nodes.into_iter().collect();
+    let images: HashMap<i64, Vec<ImageInfo>> = control.store.node_images(&nodes).await?.into_iter().collect();
     let (now, patience) = (control.now(), control.node_patience());
     vms.into_iter()
         .map(|vm| {

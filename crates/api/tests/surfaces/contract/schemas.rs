@@ -16,6 +16,8 @@ use serde_json::{Map, Value, json};
 /// The versions that differ, oldest first.
 pub const GROUPS: [&str; 4] = ["2025-10-28", "2026-01-21", "2026-05-22", "2026-06-23"];
 
+const FACTS: &str = include_str!("../../contract/phala-schemas.json");
+
 /// What an answer consists of.
 #[derive(Clone)]
 pub enum Shape {
@@ -43,6 +45,13 @@ pub fn shape(group: &str, route: &str, status: u16) -> Option<Shape> {
     CONTRACTS[at].shape(route, status)
 }
 
+/// The statuses that the pages say this route refuses with.
+pub fn refused(route: &str) -> BTreeSet<u16> {
+    let facts: Value = serde_json::from_str(FACTS).expect("facts");
+    let refused = facts["routes"][route]["refused"].as_array().into_iter().flatten();
+    refused.map(|status| u16::try_from(status.as_u64().expect("a status")).expect("a status")).collect()
+}
+
 /// True if the contract has an entry of this name, such as one for a query of a route.
 pub fn knows(route: &str) -> bool {
     CONTRACTS[0].routes.contains_key(route)
@@ -50,19 +59,20 @@ pub fn knows(route: &str) -> bool {
 
 impl Contract {
     fn load(group: &str) -> Self {
-        let facts: Value = serde_json::from_str(include_str!("../../contract/phala-schemas.json")).expect("facts");
+        let facts: Value = serde_json::from_str(FACTS).expect("facts");
         let overlay: Vec<Value> =
             serde_json::from_str(include_str!("../../contract/overlay.json")).expect("an overlay");
         let mut routes = BTreeMap::new();
         for (route, answers) in object(&facts["routes"]) {
             let of_group = |by_version: &Value| {
                 match by_version.as_object() {
-                    Some(variants) => variants.iter().filter(|(since, _)| since.as_str() <= group).next_back(),
+                    Some(variants) => variants.iter().rfind(|(since, _)| since.as_str() <= group),
                     None => None,
                 }
                 .map_or(Value::Null, |(_, schema)| schema.clone())
             };
-            let answers = object(answers).iter().map(|(status, schema)| (status.clone(), of_group(schema))).collect();
+            let successes = object(answers).iter().filter(|(status, _)| *status != "refused");
+            let answers = successes.map(|(status, schema)| (status.clone(), of_group(schema))).collect();
             routes.insert(route.clone(), answers);
         }
         let mut schemas: BTreeMap<String, Value> =

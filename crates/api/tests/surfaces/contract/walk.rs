@@ -97,6 +97,10 @@ fn routes() -> impl Iterator<Item = (&'static str, &'static str, BTreeSet<u16>)>
     })
 }
 
+fn serves(method: &str, path: &str) -> bool {
+    routes().any(|(known, at, _)| (known, at) == (method, path))
+}
+
 impl Walk {
     /// Sends a request and insists on its status. That the answer is right, the server's `send` insists on.
     async fn send(&mut self, due: u16, method: &str, path: &str, body: &Value, unusual: Unusual<'_>) -> Answer {
@@ -168,6 +172,9 @@ impl Walk {
             ("PATCH", "/cvms/{cvm_id}/compose_file") => json!({ "compose_hash": hash, "encrypted_env": null }),
             ("POST", "/cvms/{cvm_id}/compose_file") => json!({ "compose_hash": hash, "compose_file": file }),
             ("POST", "/cvms/{cvm_id}/compose_file/provision") => json!({ "docker_compose_file": COMPOSE }),
+            ("PATCH", "/cvms/{cvm_id}/scheduled-delete") => json!({ "scheduled_delete_at": "2100-01-01T00:00:00Z" }),
+            ("PATCH", "/cvms/{cvm_id}/instance-id" | "/cvms/instance-ids") => json!({ "dry_run": true }),
+            ("POST", "/cvms/batch-stop") => json!({ "cvm_ids": [] }),
             ("POST", "/cvms") => json!({ "app_id": self.app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("other-app"),
             ("POST", "/status/batch") => json!({ "vm_uuids": [NOWHERE] }),
@@ -267,10 +274,30 @@ impl Walk {
             self.ask(*due, method, &filled, body).await;
             self.until_running().await;
         }
-        for (method, path) in [("PATCH", "visibility"), ("PATCH", "listed")] {
-            let body = self.body(method, &format!("/api/v1/cvms/{{cvm_id}}/{path}"));
-            self.ask(200, method, &format!("/cvms/web-app/{path}"), body).await;
-            self.until_running().await;
+        for (method, path) in [
+            ("PATCH", "{cvm_id}/visibility"),
+            ("PATCH", "{cvm_id}/listed"),
+            ("PATCH", "{cvm_id}/scheduled-delete"),
+            ("PATCH", "{cvm_id}/instance-id"),
+            ("PATCH", "instance-ids"),
+            ("PATCH", "{cvm_id}/network-config"),
+            ("PUT", "{cvm_id}/ports"),
+        ] {
+            let path = format!("/api/v1/cvms/{path}");
+            if serves(method, &path) {
+                self.ask(200, method, &ids.path(&path), self.body(method, &path)).await;
+                self.until_running().await;
+            }
+        }
+        for path in ["{cvm_id}/shutdown", "batch-stop"] {
+            let path = format!("/api/v1/cvms/{path}");
+            if serves("POST", &path) {
+                let detail = self.ask(200, "GET", "/cvms/web-app", Value::Null).await.json();
+                self.ask(200, "POST", &ids.path(&path), json!({ "cvm_ids": [detail["vm_uuid"]] })).await;
+                self.server.until_status(READY, "stopped").await;
+                self.ask(200, "POST", "/cvms/web-app/start", Value::Null).await;
+                self.until_running().await;
+            }
         }
         self.look(READY).await;
     }
@@ -282,9 +309,20 @@ impl Walk {
         let uuid = second["vm_uuid"].as_str().expect("a UUID").to_owned();
         self.look(&uuid).await;
         let ids = self.ids(&format!("app_{}", self.app));
-        for (method, path, _) in routes().filter(|(_, path, _)| path.contains("{cvm_id}")) {
+        let names_one = |path: &str| path.contains("{cvm_id}") || path.contains("{vm_uuid}");
+        for (method, path, _) in routes().filter(|(_, path, _)| names_one(path)) {
             let answer = self.ask(409, method, &ids.path(path), self.body(method, path)).await.json();
             assert_eq!(answer["error_code"], "ERR-03-010", "{method} {path}");
+        }
+        for path in ["/api/v1/cvms/{cvm_id}/replicas", "/api/v1/apps/{app_id}/cvms/{vm_uuid}/replicas"] {
+            if serves("POST", path) {
+                let replica = self.ask(200, "POST", &self.ids(&uuid).path(path), Value::Null).await.json();
+                self.until_second(&replica).await;
+                let path = format!("/cvms/{}", replica["vm_uuid"].as_str().expect("a UUID"));
+                self.ask(204, "DELETE", &path, Value::Null).await;
+                let server = &self.server;
+                until("it is gone", async || server.at("LATEST").get(&path).await.status == 404).await;
+            }
         }
         self.ask(204, "DELETE", &format!("/cvms/{uuid}"), Value::Null).await;
         let server = &self.server;
@@ -463,8 +501,21 @@ impl Walk {
         }
         self.hold(false);
         self.until_running().await;
+        // Like which of the two, before the update or after it?
+        self.hold(true);
+        let other = json!({ "docker_compose_file": "services:\n  web:\n    image: another\n" });
+        self.ask(202, "PATCH", "/cvms/web-app", other).await;
+        self.ask(409, "POST", &format!("/apps/{app}/instances"), json!({})).await;
+        self.hold(false);
+        self.until_running().await;
     }
 }
 
 /// Mutations that a running operation does not hold up.
-const NOT_HELD_UP: [&str; 2] = ["cvms/{cvm_id}/operations/cancel", "cvms/{cvm_id}/compose_file/provision"];
+const NOT_HELD_UP: [&str; 5] = [
+    "cvms/{cvm_id}/operations/cancel",
+    "cvms/{cvm_id}/compose_file/provision",
+    "cvms/{cvm_id}/scheduled-delete",
+    "cvms/{cvm_id}/instance-id",
+    "cvms/{cvm_id}/replicas",
+];
