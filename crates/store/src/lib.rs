@@ -118,6 +118,8 @@ impl Store {
         }
         let read = SqlitePoolOptions::new()
             .max_connections(4)
+            // A file cannot hang up, and asking whether it did is a trip to the connection's thread for each statement.
+            .test_before_acquire(false)
             // Rows cross from SQLite's thread to ours; a page of them in few crossings.
             .connect_with(options.read_only(true).row_buffer_size(1024))
             .await

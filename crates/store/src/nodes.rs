@@ -4,7 +4,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Health, Register};
-use sqlx::QueryBuilder;
+use sqlx::{QueryBuilder, SqliteConnection};
 use uuid::Uuid;
 
 use crate::{Store, Tx, fault, from_json, json};
@@ -77,24 +77,27 @@ const NODES: &str =
      FROM node n LEFT JOIN vm v ON v.node_id = n.id AND v.deleted_at IS NULL
      GROUP BY n.id ORDER BY n.id";
 
+/// What each of these nodes offers to boot, without counting what runs on it.
+pub(crate) async fn node_images(
+    connection: &mut SqliteConnection,
+    nodes: &[i64],
+) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::new("SELECT id, images FROM node WHERE id IN (");
+    let mut list = query.separated(", ");
+    for id in nodes {
+        list.push_bind(*id);
+    }
+    list.push_unseparated(")");
+    let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(connection).await.map_err(fault)?;
+    rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
+}
+
 impl Store {
     pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
         sqlx::query_as(NODES).fetch_all(self.read()).await.map_err(fault)
-    }
-
-    /// What each of these nodes offers to boot, without counting what runs on it.
-    pub async fn node_images(&self, nodes: &[i64]) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
-        if nodes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut query = QueryBuilder::new("SELECT id, images FROM node WHERE id IN (");
-        let mut list = query.separated(", ");
-        for id in nodes {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(")");
-        let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
     }
 
     /// The token with this sha256, unless it was revoked.

@@ -3,10 +3,12 @@
 use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
+use holdfast_model::image::ImageInfo;
 use holdfast_model::node::VmReport;
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
-use sqlx::QueryBuilder;
+use sqlx::{QueryBuilder, SqliteConnection};
 
+use crate::nodes::node_images;
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
 use crate::{Db, Store, Tx, fault, from_json, json, stored};
@@ -204,16 +206,18 @@ impl Store {
 
     /// Living CVMs, newest first.
     pub async fn vms(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<Vec<Vm>, Error> {
-        let mut query = QueryBuilder::new(VMS);
-        filter.push(&mut query);
-        query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        let mut connection = self.read().acquire().await.map_err(fault)?;
+        vms_of(&mut connection, filter, limit, offset).await
     }
 
-    pub async fn vms_count(&self, filter: &Filter<'_>) -> Result<i64, Error> {
+    /// The same, and how many there are in all.
+    pub async fn vms_page(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<(Vec<Vm>, i64), Error> {
+        let mut connection = self.read().acquire().await.map_err(fault)?;
         let mut query = QueryBuilder::new("SELECT COUNT(*) FROM vm v");
         filter.push(&mut query);
-        query.build_query_scalar().fetch_one(self.read()).await.map_err(fault)
+        let total = query.build_query_scalar().fetch_one(&mut *connection).await.map_err(fault)?;
+        let vms = vms_of(&mut connection, filter, limit, offset).await?;
+        Ok((vms, total))
     }
 
     /// The VM as it stands inside a transaction that is about to change it.
@@ -225,41 +229,80 @@ impl Store {
 
     /// Published ports of these CVMs in force, as (CVM, mapping), in order of the port inside.
     pub async fn vm_ports(&self, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
-        if vms.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut query = QueryBuilder::new(
-            "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
-             WHERE active AND vm_id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in vms {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(") ORDER BY vm_id, vm_port");
-        let rows: Vec<(i64, String, String, i64, i64)> =
-            query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        rows.into_iter().map(port_row).collect()
+        let mut connection = self.read().acquire().await.map_err(fault)?;
+        ports_of(&mut connection, vms).await
     }
 
-    /// What happened to these CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
-    pub async fn vm_events(&self, vms: &[i64]) -> Result<Vec<(i64, VmEvent)>, Error> {
-        if vms.is_empty() {
-            return Ok(Vec::new());
+    /// What belongs to these CVMs, which lie on these nodes. One connection answers all of it: taking one and giving it back
+    /// costs as much as a statement.
+    pub async fn vm_parts(&self, vms: &[i64], nodes: &[i64]) -> Result<VmParts, Error> {
+        let mut parts = VmParts::default();
+        let mut connection = self.read().acquire().await.map_err(fault)?;
+        for chunk in vms.chunks(500) {
+            parts.ports.extend(ports_of(&mut connection, chunk).await?);
+            parts.events.extend(events_of(&mut connection, chunk).await?);
         }
-        let mut query = QueryBuilder::new(
-            "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
-                ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
-        );
-        let mut list = query.separated(", ");
-        for id in vms {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(")) AS newest WHERE age <= 20 ORDER BY vm_id, id");
-        let rows: Vec<(i64, String, String, i64)> =
-            query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        Ok(rows.into_iter().map(|(vm, event, body, at)| (vm, VmEvent { event, body, at })).collect())
+        parts.images = node_images(&mut connection, nodes).await?;
+        Ok(parts)
     }
+}
+
+/// What belongs to some CVMs and their nodes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VmParts {
+    /// Published ports in force, as (CVM, mapping), in order of the port inside.
+    pub ports: Vec<(i64, PortMapping)>,
+    /// What happened to the CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
+    pub events: Vec<(i64, VmEvent)>,
+    /// What each node offers to boot.
+    pub images: Vec<(i64, Vec<ImageInfo>)>,
+}
+
+async fn vms_of(
+    connection: &mut SqliteConnection,
+    filter: &Filter<'_>,
+    limit: i64,
+    offset: i64,
+) -> Result<Vec<Vm>, Error> {
+    let mut query = QueryBuilder::new(VMS);
+    filter.push(&mut query);
+    query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+    query.build_query_as().fetch_all(connection).await.map_err(fault)
+}
+
+async fn ports_of(connection: &mut SqliteConnection, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
+    if vms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::new(
+        "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
+         WHERE active AND vm_id IN (",
+    );
+    let mut list = query.separated(", ");
+    for id in vms {
+        list.push_bind(*id);
+    }
+    list.push_unseparated(") ORDER BY vm_id, vm_port");
+    let rows: Vec<(i64, String, String, i64, i64)> =
+        query.build_query_as().fetch_all(connection).await.map_err(fault)?;
+    rows.into_iter().map(port_row).collect()
+}
+
+async fn events_of(connection: &mut SqliteConnection, vms: &[i64]) -> Result<Vec<(i64, VmEvent)>, Error> {
+    if vms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::new(
+        "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
+            ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
+    );
+    let mut list = query.separated(", ");
+    for id in vms {
+        list.push_bind(*id);
+    }
+    list.push_unseparated(")) AS newest WHERE age <= 20 ORDER BY vm_id, id");
+    let rows: Vec<(i64, String, String, i64)> = query.build_query_as().fetch_all(connection).await.map_err(fault)?;
+    Ok(rows.into_iter().map(|(vm, event, body, at)| (vm, VmEvent { event, body, at })).collect())
 }
 
 pub(crate) fn port_row(row: (i64, String, String, i64, i64)) -> Result<(i64, PortMapping), Error> {

@@ -179,8 +179,8 @@ async fn meant(
 ) -> Result<(i64, Vec<Vm>), Error> {
     let Some(ids) = ids else {
         let filter = Filter { workspace: Some(caller.who.workspace_id), ..Filter::default() };
-        let vms = app.control.store.vms(&filter, limit, 0).await?;
-        return Ok((app.control.store.vms_count(&filter).await?, vms));
+        let (vms, total) = app.control.store.vms_page(&filter, limit, 0).await?;
+        return Ok((total, vms));
     };
     let limit = usize::try_from(limit).map_err(Error::internal)?;
     let mut vms = Vec::new();

@@ -56,8 +56,7 @@ pub async fn paginated(
 ) -> Result<Json<CvmPage>, Failure> {
     let page = Wanted::read(&params, 30)?;
     let filter = Filter { workspace: Some(caller.who.workspace_id), ..filter(&params)? };
-    let total = app.control.store.vms_count(&filter).await?;
-    let vms = app.control.store.vms(&filter, page.size, page.offset()).await?;
+    let (vms, total) = app.control.store.vms_page(&filter, page.size, page.offset()).await?;
     Ok(Json(match render(&app, asked.of(&caller.who), vms).await? {
         Cvms::Hosted(items) => CvmPage::Hosted(page.of(items, total)),
         Cvms::Info(items) => CvmPage::Info(page.of(items, total)),

@@ -54,19 +54,18 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
         return Ok(Vec::new());
     }
     let ids: Vec<i64> = vms.iter().map(|vm| vm.id).collect();
-    let mut ports: HashMap<i64, Vec<PortMapping>> = HashMap::new();
-    let mut events: HashMap<i64, Vec<VmEvent>> = HashMap::new();
-    for chunk in ids.chunks(500) {
-        for (vm, port) in control.store.vm_ports(chunk).await? {
-            ports.entry(vm).or_default().push(port);
-        }
-        for (vm, event) in control.store.vm_events(chunk).await? {
-            events.entry(vm).or_default().push(event);
-        }
-    }
     let nodes: BTreeSet<i64> = vms.iter().map(|vm| vm.node_id).collect();
     let nodes: Vec<i64> = nodes.into_iter().collect();
-    let images: HashMap<i64, Vec<ImageInfo>> = control.store.node_images(&nodes).await?.into_iter().collect();
+    let parts = control.store.vm_parts(&ids, &nodes).await?;
+    let mut ports: HashMap<i64, Vec<PortMapping>> = HashMap::new();
+    for (vm, port) in parts.ports {
+        ports.entry(vm).or_default().push(port);
+    }
+    let mut events: HashMap<i64, Vec<VmEvent>> = HashMap::new();
+    for (vm, event) in parts.events {
+        events.entry(vm).or_default().push(event);
+    }
+    let images: HashMap<i64, Vec<ImageInfo>> = parts.images.into_iter().collect();
     let (now, patience) = (control.now(), control.node_patience());
     vms.into_iter()
         .map(|vm| {
