@@ -237,10 +237,10 @@ impl Followed {
         let per_second = |count: u64| count as f64 / seconds;
         let wanted = per_second(self.written) * FOLLOWERS as f64;
         vec![
-            Line::figure(format!("{name}: followers that were served, of {FOLLOWERS}"), "", *served as f64)
+            Line::figure(format!("{name}: served of {FOLLOWERS}"), "followers", *served as f64)
                 .no_less_than(FOLLOWERS as f64),
             Line::ratio(format!("{name}: lines delivered per second"), "/s", per_second(self.lines), wanted),
-            Line::figure(format!("{name}: lines lost"), "", self.lost as f64).below(1.0),
+            Line::figure(format!("{name}: lost"), "lines", self.lost as f64).below(1.0),
             Line::figure(format!("{name}: foremost follower ahead of the hindmost"), "lines", self.behind as f64),
             Line::figure(
                 format!("{name}: server's processor time, of one core"),
@@ -281,7 +281,7 @@ fn write(quick: bool, all: &[Followed]) -> Result<()> {
     let report = Report {
         name: "logs",
         title: "Followers of a log",
-        beside: "all that was written, to all",
+        beside: "comparison",
         lines: &lines,
         notes,
         samples: json!({}),
