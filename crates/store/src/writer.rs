@@ -50,18 +50,25 @@ pub(crate) struct Writer {
 }
 
 /// Touched only by whoever holds the line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     group: Option<Group>,
     /// The last member was dropped in the middle and is to be undone; true when it had joined a group.
     abandoned: Option<bool>,
     /// What a commit takes, as the last ones did.
     commit: Duration,
+    longest_group: Duration,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { group: None, abandoned: None, commit: Duration::ZERO, longest_group: LONGEST_GROUP }
+    }
 }
 
 impl State {
-    fn longest_group(&self) -> Duration {
-        (self.commit * GROUP_IN_COMMITS).clamp(SHORTEST_GROUP, LONGEST_GROUP)
+    fn group_lasts(&self) -> Duration {
+        self.commit.saturating_mul(GROUP_IN_COMMITS).clamp(SHORTEST_GROUP, self.longest_group)
     }
 }
 
@@ -220,10 +227,10 @@ async fn end(mut tx: Tx) -> Result<(), Error> {
     let writer = tx.writer.clone();
     let (mut outcome, full) = {
         let mut state = writer.state();
-        let longest = state.longest_group();
+        let lasts = state.group_lasts();
         let Some(group) = state.group.as_mut() else { return Err(Error::internal("the group has gone")) };
         group.ended += 1;
-        let full = group.ended >= LARGEST_GROUP || group.began.elapsed() >= longest;
+        let full = group.ended >= LARGEST_GROUP || group.began.elapsed() >= lasts;
         (group.outcome.subscribe(), full)
     };
     if full || writer.is_alone() {

@@ -28,7 +28,13 @@ async fn bench() -> Bench {
         run(&mut connection, sql).await.expect("a table");
     }
     let reader = options.connect().await.expect("a reader");
-    Bench { writer: Writer::new(connection), reader, _folder: folder }
+    let writer = Writer::new(connection);
+    {
+        // Who shares a commit must not hang on how fast this machine is.
+        let mut state = writer.state();
+        (state.commit, state.longest_group) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    }
+    Bench { writer, reader, _folder: folder }
 }
 
 async fn put(tx: &mut Tx, n: i64) {
