@@ -21,7 +21,7 @@ use crate::plans::{Plan, Victim};
 /// Cases that run at a time. They mostly wait.
 const PARALLEL: usize = 6;
 /// The same, of each victim that dies alone.
-const PARALLEL_STRUCK: usize = 2;
+const PARALLEL_STRUCK: usize = 3;
 /// A plan does not come by every point as often each time: reports are gathered. More misses than this share fail.
 const MISSES: f64 = 0.15;
 /// Hits of one point that are crashed with real guests.

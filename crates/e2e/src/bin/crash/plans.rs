@@ -130,7 +130,7 @@ const ALONE: [Plan; 18] = [
 ];
 
 /// In these every process dies on its own, and the power is cut.
-const STRUCK: [Plan; 5] = [COMPOSE_UPDATE, COMPOSE_UPDATE_UNDONE, RESIZE, POWER_OFF, REPLICATE];
+const STRUCK: [Plan; 4] = [COMPOSE_UPDATE, RESIZE, POWER_OFF, REPLICATE];
 
 /// Every plan with every victim. Only root can give a server another boot id.
 pub fn all() -> Vec<Plan> {
