@@ -18,7 +18,7 @@ use super::stats::Samples;
 use crate::{root, ui};
 
 const LIMIT: Duration = Duration::from_secs(300);
-/// Boots that end when the agent answers, for each whole one: one boot differs from the next by more than our share.
+/// More boots, measured up to the agent's answer, for each whole one: one boot differs from the next by more than our share.
 const SHORT_BOOTS: usize = 3;
 
 /// One deployment; milliseconds after the request.
@@ -76,6 +76,8 @@ pub fn measure(binary: &Path, folder: &Path, runs: usize) -> Result<Boots> {
         for part in 1..=SHORT_BOOTS {
             let boot = begin(&client, &server, &format!("bench-{run}-{part}"), &compose)?;
             let times = to_agent(&client, &server, &boot)?;
+            // What has begun to run is not deleted in the middle of its create.
+            wait(&client, &boot.operation, operation::is_over)?;
             client.delete(&format!("/api/v1/cvms/{}", boot.cvm))?.ok()?;
             until(LIMIT, "the VM is gone", || Ok(process::vms_of(folder).is_empty().then_some(())))?;
             line.make_disks()?;
