@@ -78,9 +78,10 @@ pub fn measure(binary: &Path, folder: &Path, runs: usize) -> Result<Boots> {
             let times = to_agent(&client, &server, &boot)?;
             // What has begun to run is not deleted in the middle of its create.
             wait(&client, &boot.operation, operation::is_over)?;
+            let line = plain::CommandLine::of_vm(folder, &folder.join("by-hand"))?;
+            line.make_disks()?;
             client.delete(&format!("/api/v1/cvms/{}", boot.cvm))?.ok()?;
             until(LIMIT, "the VM is gone", || Ok(process::vms_of(folder).is_empty().then_some(())))?;
-            line.make_disks()?;
             let by_hand = plain::to_agent(&line)?;
             ui::say(format!("  run {run}: agent {:.0} ms, by hand {by_hand:.0} ms", times.2));
             short.push(times);
