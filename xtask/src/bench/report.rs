@@ -39,9 +39,9 @@ pub fn write(accept: &Accept, boots: &Boots) -> Result<()> {
         },
         "by_hand": {"agent": plain_agent.json(), "app_up": plain_up.json(), "answer": plain_answer.json()},
         "control_plane_share": {
-            "value": share.round(), "goal": GOAL_SHARE, "reached": share < GOAL_SHARE,
+            "value": difference.round(), "goal": GOAL_SHARE, "reached": difference < GOAL_SHARE,
+            "while_no_guest_is_at_work": share.round(),
             "request_to_qemu": boots.to_qemu.json(), "agent_to_operation": boots.after_word.json(),
-            "difference_of_medians": difference.round(),
         },
         "guest_after_kernel_start": guest.iter().map(|(name, ms)| json!({"reached": name, "ms": ms})).collect::<Vec<_>>(),
         "accept": {
@@ -70,7 +70,8 @@ pub fn write(accept: &Accept, boots: &Boots) -> Result<()> {
     }
     text += "\n| goal | measured | wanted | |\n|---|---|---|---|\n";
     for (name, value, goal, unit) in [
-        ("control plane's own share of deploy to agent", share, GOAL_SHARE, "ms"),
+        ("deploy to agent, more than by hand (difference of medians)", difference, GOAL_SHARE, "ms"),
+        ("of it, while no guest is at work", share, GOAL_SHARE, "ms"),
         ("accept of a mutation, durable, p99", accept.power.percentile(99.0), GOAL_ACCEPT, "ms"),
         ("idle server, resident", idle, GOAL_IDLE, "MB"),
     ] {
@@ -78,7 +79,7 @@ pub fn write(accept: &Accept, boots: &Boots) -> Result<()> {
         text += &format!("| {name} | {value:.1} {unit} | < {goal:.0} {unit} | {verdict} |\n");
     }
     text += &format!(
-        "\nThe share is what passes before QEMU runs (admission, placement, disks: {:.0} ms) and from the agent's answer to the \
+        "\nWhile no guest is at work is before QEMU runs (admission, placement, disks: {:.0} ms) and from the agent's answer to the \
          operation that says so ({:.0} ms), medians of {} boots. The medians of whole boots, through Holdfast and by hand, differ \
          by {difference:.0} ms, while boots by hand alone differ by {:.0} ms. Accept of a mutation: p50 {:.1} ms, of a create \
          {:.1} ms; a request without a transaction: {:.1} ms.\n\nInside the guest, by hand, after the start of its kernel:\n\n\
