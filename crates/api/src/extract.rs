@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use holdfast_control::{Principal, RequestInfo};
 use holdfast_model::Timestamp;
+use holdfast_model::access::Action;
 use holdfast_model::error::{Code, Detail, Error};
 use holdfast_model::preview::Rehearsal;
 use holdfast_store::page::{Sort, Term};
@@ -43,66 +44,40 @@ pub async fn request_id(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// A permission, as a type in a handler's signature.
+/// A permission, as a type in a handler's signature. [`holdfast_model::access`] is the table that is asked.
 pub trait Permission: Send + Sync + 'static {
-    /// Name in documents and in the engine's plans.
-    const NAME: &'static str;
-
-    fn check(who: &Principal) -> Result<(), Error>;
+    const ACTION: Action;
 }
 
-/// To see what the workspace has.
-#[derive(Debug)]
-pub struct Read;
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug)]
+            pub struct $name;
 
-impl Permission for Read {
-    const NAME: &'static str = "read";
-
-    fn check(_: &Principal) -> Result<(), Error> {
-        Ok(())
-    }
+            impl Permission for $name {
+                const ACTION: Action = Action::$name;
+            }
+        )*
+    };
 }
 
-/// To make, change and delete CVMs.
-#[derive(Debug)]
-pub struct WriteVms;
-
-impl Permission for WriteVms {
-    const NAME: &'static str = "vms.write";
-
-    fn check(who: &Principal) -> Result<(), Error> {
-        if matches!(who.member_role.as_str(), "owner" | "admin" | "member") {
-            return Ok(());
-        }
-        Err(Error::new(Code::Forbidden, "Your role in this workspace can only read."))
-    }
-}
-
-/// To read who asked for what in the workspace.
-#[derive(Debug)]
-pub struct ReadAudit;
-
-impl Permission for ReadAudit {
-    const NAME: &'static str = "audit.read";
-
-    fn check(who: &Principal) -> Result<(), Error> {
-        if who.is_admin() || matches!(who.member_role.as_str(), "owner" | "admin") {
-            return Ok(());
-        }
-        Err(Error::new(Code::Forbidden, "Your role in this workspace cannot read the audit log."))
-    }
-}
-
-/// To see and run the whole installation.
-#[derive(Debug)]
-pub struct Admin;
-
-impl Permission for Admin {
-    const NAME: &'static str = "admin";
-
-    fn check(who: &Principal) -> Result<(), Error> {
-        holdfast_control::identity::require_admin(who)
-    }
+permissions! {
+    /// To see what the workspace has.
+    Read,
+    /// To manage what is the caller's own.
+    Own,
+    /// To make, change and delete CVMs.
+    WriteVms,
+    /// To read who asked for what in the workspace.
+    ReadAudit,
+    /// To manage the workspace's webhooks.
+    ManageWebhooks,
+    /// To manage who belongs to the workspace.
+    ManageMembers,
+    /// To see and run the whole installation.
+    RunInstallation,
 }
 
 /// Whoever sent the request, known to have permission `P`.
@@ -119,7 +94,7 @@ impl<P: Permission> FromRequestParts<App> for Caller<P> {
         let key = presented_key(&parts.headers);
         let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
         let who = app.control.authenticate(key).await?;
-        P::check(&who)?;
+        who.require(P::ACTION)?;
         Ok(Self { who, permission: PhantomData })
     }
 }

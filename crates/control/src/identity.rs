@@ -28,11 +28,3 @@ impl Control {
             .ok_or_else(|| Error::new(Code::Unauthenticated, "The node token is not valid."))
     }
 }
-
-/// Only for administrators of the installation.
-pub fn require_admin(who: &Principal) -> Result<(), Error> {
-    if who.is_admin() {
-        return Ok(());
-    }
-    Err(Error::new(Code::Forbidden, "This is for administrators of the installation."))
-}

@@ -3,6 +3,7 @@
 //! The one rule: the token itself is in one answer and nowhere else. Its request's idempotency key remembers that it was
 //! answered, not what.
 
+use holdfast_model::access::Action;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_store::audit::{self, audit_insert};
@@ -11,7 +12,7 @@ use holdfast_store::node_tokens::{NodeToken, node_of_token, node_token_revoke};
 use holdfast_store::nodes::node_token_create;
 use zeroize::Zeroizing;
 
-use crate::identity::{require_admin, secret_hash};
+use crate::identity::secret_hash;
 use crate::{Control, Principal, RequestInfo, setup};
 
 /// A token that was just made.
@@ -34,7 +35,7 @@ impl Control {
         info: &RequestInfo,
         name: &str,
     ) -> Result<NewNodeToken, Error> {
-        require_admin(who)?;
+        who.require(Action::RunInstallation)?;
         check_name(name)?;
         let (token, now) = (setup::random_node_token()?, self.now());
         let mut tx = self.store.begin().await?;
@@ -53,13 +54,13 @@ impl Control {
 
     /// All tokens, oldest first, without their secrets.
     pub async fn node_tokens(&self, who: &Principal) -> Result<Vec<NodeToken>, Error> {
-        require_admin(who)?;
+        who.require(Action::RunInstallation)?;
         self.store.node_tokens().await
     }
 
     /// Makes a token worthless and ends the session of its node. The node's VMs run on, without news.
     pub async fn node_token_revoke(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<(), Error> {
-        require_admin(who)?;
+        who.require(Action::RunInstallation)?;
         let unknown = || Error::new(Code::NodeTokenNotFound, "There is no such node token.");
         let token = hashid::decode(Prefix::NodeToken, id).ok_or_else(unknown)?;
         let now = self.now();

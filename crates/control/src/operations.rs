@@ -1,6 +1,7 @@
 //! What people do to operations: cancel, retry, abandon.
 
 use holdfast_engine::ops;
+use holdfast_model::access::Action;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::{Status, Verb};
 use holdfast_model::vm::VmStatus;
@@ -9,7 +10,6 @@ use holdfast_store::history::Operation;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::interventions;
 
-use crate::identity::require_admin;
 use crate::{Control, Principal, RequestInfo};
 
 enum Intervention {
@@ -37,7 +37,7 @@ impl Control {
 
     /// Gives a stuck operation up. Only for administrators.
     pub async fn operation_abandon(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
-        require_admin(who)?;
+        who.require(Action::RunInstallation)?;
         self.intervene(who, info, id, Intervention::Abandon).await
     }
 

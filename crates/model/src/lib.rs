@@ -4,6 +4,7 @@
 //! The one rule: no I/O and no clock. Whatever is here can be used inside the seeded simulator, inside
 //! the guest and inside the server alike.
 
+pub mod access;
 pub mod backoff;
 pub mod compose;
 pub mod error;

@@ -1,7 +1,8 @@
 //! Users, workspaces, projects and API keys.
 
 use holdfast_model::Timestamp;
-use holdfast_model::error::Error;
+use holdfast_model::access::{self, Action, Role};
+use holdfast_model::error::{Code, Error};
 use uuid::Uuid;
 
 use crate::{Store, Tx, fault};
@@ -33,6 +34,20 @@ pub struct Principal {
 impl Principal {
     pub fn is_admin(&self) -> bool {
         self.user_role == "admin"
+    }
+
+    /// Whether the caller may do this, by their role and by what their key was made for.
+    pub fn may(&self, action: Action) -> bool {
+        let role = Role::parse(&self.member_role);
+        role.is_some_and(|role| access::allows(role, self.is_admin(), action))
+    }
+
+    /// Refuses whoever may not do this.
+    pub fn require(&self, action: Action) -> Result<(), Error> {
+        if self.may(action) {
+            return Ok(());
+        }
+        Err(Error::new(Code::Forbidden, action.refusal()))
     }
 }
 

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Admin, Caller, Params};
+use crate::extract::{Caller, Params, RunInstallation};
 
 /// Export operations
 ///
@@ -22,7 +22,7 @@ use crate::extract::{Admin, Caller, Params};
     (status = 403, description = "Only for administrators"),
     (status = 422, description = "A parameter is not valid"),
 ))]
-pub async fn export(State(app): State<App>, _: Caller<Admin>, params: Params) -> Result<Response, Failure> {
+pub async fn export(State(app): State<App>, _: Caller<RunInstallation>, params: Params) -> Result<Response, Failure> {
     let pieces = app.control.export(params.time("since")?, params.time("until")?).await?;
     let body = futures_util::stream::unfold(pieces, |mut pieces| async move {
         let piece = pieces.recv().await?;

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use super::operations::{Operation, read};
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Admin, Caller, Info, WriteVms};
+use crate::extract::{Caller, Info, RunInstallation, WriteVms};
 
 /// Cancel an operation
 ///
@@ -67,7 +67,7 @@ pub async fn retry(
 ))]
 pub async fn abandon(
     State(app): State<App>,
-    caller: Caller<Admin>,
+    caller: Caller<RunInstallation>,
     Info(info): Info,
     Path(id): Path<String>,
 ) -> Result<Json<Operation>, Failure> {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Admin, Body, Caller, Info};
+use crate::extract::{Body, Caller, Info, RunInstallation};
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NodeTokenRequest {
@@ -71,7 +71,7 @@ pub struct NodeTokenList {
 ))]
 pub async fn create(
     State(app): State<App>,
-    caller: Caller<Admin>,
+    caller: Caller<RunInstallation>,
     Info(info): Info,
     Body(request): Body<NodeTokenRequest>,
 ) -> Result<(StatusCode, Json<CreatedNodeToken>), Failure> {
@@ -93,7 +93,7 @@ pub async fn create(
     (status = 401, description = "No valid API key"),
     (status = 403, description = "Only for administrators"),
 ))]
-pub async fn list(State(app): State<App>, caller: Caller<Admin>) -> Result<Json<NodeTokenList>, Failure> {
+pub async fn list(State(app): State<App>, caller: Caller<RunInstallation>) -> Result<Json<NodeTokenList>, Failure> {
     let items = app.control.node_tokens(&caller.who).await?.into_iter().map(|token| NodeToken {
         id: public_id(token.id),
         name: token.name,
@@ -117,7 +117,7 @@ pub async fn list(State(app): State<App>, caller: Caller<Admin>) -> Result<Json<
 ))]
 pub async fn revoke(
     State(app): State<App>,
-    caller: Caller<Admin>,
+    caller: Caller<RunInstallation>,
     Info(info): Info,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Failure> {

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Admin, Caller};
+use crate::extract::{Caller, RunInstallation};
 
 /// A host that runs CVMs.
 #[derive(Debug, Serialize, ToSchema)]
@@ -65,7 +65,7 @@ pub struct NodeList {
     (status = 401, description = "No valid API key"),
     (status = 403, description = "Only for administrators"),
 ))]
-pub async fn list(State(app): State<App>, _: Caller<Admin>) -> Result<Json<NodeList>, Failure> {
+pub async fn list(State(app): State<App>, _: Caller<RunInstallation>) -> Result<Json<NodeList>, Failure> {
     let nodes = app.control.store.nodes().await?;
     let items = nodes.into_iter().map(|node| view(&app, node)).collect::<Result<_, _>>()?;
     Ok(Json(NodeList { items }))

@@ -187,7 +187,7 @@ impl Vm {
                 }
             }
         });
-        let mut host = Host { stream, messages, state: GuestState::default() };
+        let mut host = Host { stream, messages, state: GuestState::default(), console: self.dir.join("serial.log") };
         host.raw(b"\n");
         host.send(&ToGuest::Hello { session: session.to_owned() });
         let state = host.wait(BOOT, "HelloAck", |message| match message {
@@ -252,6 +252,8 @@ pub struct Host {
     stream: UnixStream,
     messages: Receiver<FromGuest>,
     pub state: GuestState,
+    /// Where the console of this VM is written; its end is shown when the VM ends too early.
+    console: PathBuf,
 }
 
 impl Drop for Host {
@@ -286,7 +288,9 @@ impl Host {
                 }
                 Err(RecvTimeoutError::Timeout) => panic!("no {what} in {limit:?}; last state: {:?}", self.state),
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!("the VM ended before {what}; last state: {:?}", self.state)
+                    let console = fs::read(&self.console).unwrap_or_default();
+                    let console = String::from_utf8_lossy(&console[console.len().saturating_sub(6000)..]).into_owned();
+                    panic!("the VM ended before {what}; last state: {:?}\n{console}", self.state)
                 }
             }
         }
