@@ -58,6 +58,8 @@ struct Inner {
     ack_due: bool,
     state_due: bool,
     need_due: bool,
+    /// The port has taken a message and has not asked for another one since, so that one may not be written yet.
+    sending: bool,
     state: GuestState,
     need: Option<Need>,
     /// The newest configuration that the boot thread has not taken yet.
@@ -314,20 +316,20 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    /// What to say next.
+    /// What to say next. To ask means that what was said before is written.
     pub fn next(&self) -> Option<FromGuest> {
-        let message = self.lock().next();
-        if message.is_some() {
-            self.changed.notify_all();
-        }
+        let mut inner = self.lock();
+        let message = inner.next();
+        inner.sending = message.is_some();
+        drop(inner);
+        self.changed.notify_all();
         message
     }
 
     /// Waits until the host has been told everything, but no longer than `limit`.
     pub fn flush(&self, limit: Duration) {
         let inner = self.lock();
-        let waiting = |i: &mut Inner| i.session.is_some() && (i.ack_due || i.state_due || !i.queue.is_empty());
-        drop(self.changed.wait_timeout_while(inner, limit, waiting));
+        drop(self.changed.wait_timeout_while(inner, limit, |inner| inner.owes_the_host()));
     }
 
     // ---- the tasks' side
@@ -393,6 +395,11 @@ impl Agent {
 }
 
 impl Inner {
+    /// Whether there is a host that was not told everything yet.
+    fn owes_the_host(&self) -> bool {
+        self.session.is_some() && (self.ack_due || self.state_due || self.sending || !self.queue.is_empty())
+    }
+
     fn next(&mut self) -> Option<FromGuest> {
         let session = self.session.clone()?;
         if std::mem::take(&mut self.ack_due) {
@@ -524,6 +531,21 @@ mod tests {
         assert!(agent.lock().keys.is_none());
         hello(&agent, "c");
         assert_eq!(said(&agent).len(), 1);
+    }
+
+    #[test]
+    fn a_message_that_was_taken_is_not_written_before_the_next_is_asked_for() {
+        let agent = Agent::new("boot".to_owned());
+        hello(&agent, "a");
+        agent.shutdown_progress("powering off");
+        let told = |agent: &Agent| {
+            agent.flush(Duration::ZERO);
+            !agent.lock().owes_the_host()
+        };
+        while agent.next().is_some() {
+            assert!(!told(&agent));
+        }
+        assert!(told(&agent));
     }
 
     #[test]

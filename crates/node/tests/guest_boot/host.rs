@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_model::Timestamp;
@@ -76,7 +76,7 @@ fn agent() -> PathBuf {
 /// A running QEMU, killed when dropped.
 pub struct Vm {
     pub dir: PathBuf,
-    process: Child,
+    process: Arc<Mutex<Child>>,
     started: Instant,
     /// Host ports that lead to 8080 and 80 of the VM.
     pub port_8080: u16,
@@ -85,8 +85,9 @@ pub struct Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let mut process = self.process.lock().expect("a child");
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 
@@ -157,7 +158,7 @@ impl Vm {
         qemu.args(["-serial", &format!("file:{}", dir.join("serial.log").display())]);
         qemu.stdin(Stdio::null());
         let process = qemu.spawn().expect("QEMU starts");
-        Self { dir: dir.to_owned(), process, started: Instant::now(), port_8080, port_80 }
+        Self { dir: dir.to_owned(), process: Arc::new(Mutex::new(process)), started: Instant::now(), port_8080, port_80 }
     }
 
     pub fn seconds(&self) -> f32 {
@@ -187,7 +188,7 @@ impl Vm {
                 }
             }
         });
-        let mut host = Host { stream, messages, state: GuestState::default(), console: self.dir.join("serial.log") };
+        let mut host = Host { stream, messages, state: GuestState::default(), process: self.process.clone(), console: self.dir.join("serial.log") };
         host.raw(b"\n");
         host.send(&ToGuest::Hello { session: session.to_owned() });
         let state = host.wait(BOOT, "HelloAck", |message| match message {
@@ -231,7 +232,7 @@ impl Vm {
     /// Waits until QEMU has ended by itself.
     pub fn ended(&mut self) {
         let end = Instant::now() + SOON;
-        while self.process.try_wait().expect("a child").is_none() {
+        while self.process.lock().expect("a child").try_wait().expect("a child").is_none() {
             assert!(Instant::now() < end, "the VM did not power off\n{}", self.console());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -252,7 +253,8 @@ pub struct Host {
     stream: UnixStream,
     messages: Receiver<FromGuest>,
     pub state: GuestState,
-    /// Where the console of this VM is written; its end is shown when the VM ends too early.
+    /// The VM's QEMU and where its console is written: how it ended is shown when it ends too early.
+    process: Arc<Mutex<Child>>,
     console: PathBuf,
 }
 
@@ -290,7 +292,8 @@ impl Host {
                 Err(RecvTimeoutError::Disconnected) => {
                     let console = fs::read(&self.console).unwrap_or_default();
                     let console = String::from_utf8_lossy(&console[console.len().saturating_sub(6000)..]).into_owned();
-                    panic!("the VM ended before {what}; last state: {:?}\n{console}", self.state)
+                    let end = self.process.lock().expect("a child").wait();
+                    panic!("the VM ended ({end:?}) before {what}; last state: {:?}\n{console}", self.state)
                 }
             }
         }
