@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use crate::App;
 use crate::dry_run;
 use crate::error::Failure;
+use crate::witness::Witness;
 
 /// Names a request in answers and in the log.
 #[derive(Debug, Clone, Default)]
@@ -91,12 +92,21 @@ impl<P: Permission> FromRequestParts<App> for Caller<P> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
-        let key = presented_key(&parts.headers);
-        let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
-        let who = app.control.authenticate(key).await?;
-        who.require(P::ACTION)?;
-        Ok(Self { who, permission: PhantomData })
+        let authorized = authorize::<P>(parts, app).await;
+        if let Some(witness) = parts.extensions.get::<Witness>() {
+            witness.note(P::ACTION, authorized.is_ok());
+        }
+        Ok(Self { who: authorized?, permission: PhantomData })
     }
+}
+
+/// The holder of the request's key, when they may do what `P` stands for.
+async fn authorize<P: Permission>(parts: &Parts, app: &App) -> Result<Principal, Error> {
+    let key = presented_key(&parts.headers);
+    let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
+    let who = app.control.authenticate(key).await?;
+    who.require(P::ACTION)?;
+    Ok(who)
 }
 
 /// The API key of a request: `X-API-Key`, else `Authorization: Bearer`.

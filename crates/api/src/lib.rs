@@ -24,6 +24,7 @@ pub mod nirvana;
 pub mod node;
 pub mod phala;
 pub mod refusals;
+pub mod witness;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 
+use crate::access::guard;
 use crate::contract;
 
 pub const V2025: &str = "2025-10-28";
@@ -130,15 +131,20 @@ impl Server {
         self.router.clone().oneshot(request).await.expect("the router answers")
     }
 
-    /// Sends a request and reads its answer whole. One of the Phala surface is held to its contract.
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request and reads its answer whole. One of the Phala surface is held to its contract, and any to have
+    /// asked who is calling and to have left an audit row of what it changed.
+    pub async fn send(&self, mut request: Request<Body>) -> Answer {
         let asked = contract::asked(&request, &self.key);
+        let watched = guard::watch(&mut request);
         let response = self.open(request).await;
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.expect("a body").to_vec();
         let answer = Answer { status, headers, bytes };
         if let Some(asked) = asked {
             contract::hold(&asked, &answer);
+        }
+        if let Some(watched) = watched {
+            guard::hold(self, &watched, &answer).await;
         }
         answer
     }
@@ -159,12 +165,81 @@ impl Server {
 
     /// Writes to the database behind the server's back.
     pub async fn sql(&self, statement: &'static str) {
+        self.execute(statement).await;
+    }
+
+    /// The same with statements that were put together.
+    pub async fn execute(&self, statements: &str) {
+        let statements = sqlx::AssertSqlSafe(statements.to_owned());
+        sqlx::raw_sql(statements).execute(&mut self.connection().await).await.expect("statements");
+    }
+
+    /// A number that the database has.
+    pub async fn number(&self, query: &str) -> i64 {
+        let query = sqlx::AssertSqlSafe(query.to_owned());
+        sqlx::query_scalar(query).fetch_one(&mut self.connection().await).await.expect("a number")
+    }
+
+    /// How many audit rows have this value in this column.
+    pub async fn audited(&self, column: &str, value: &str) -> i64 {
+        let query = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM audit_log WHERE {column} = $1"));
+        sqlx::query_scalar(query).bind(value).fetch_one(&mut self.connection().await).await.expect("a number")
+    }
+
+    async fn connection(&self) -> sqlx::sqlite::SqliteConnection {
         use sqlx::ConnectOptions;
         let options = sqlx::sqlite::SqliteConnectOptions::new()
             .filename(self.data_folder().join("holdfast.db"))
             .busy_timeout(Duration::from_secs(5));
-        let mut connection = options.connect().await.expect("a connection");
-        sqlx::query(statement).execute(&mut connection).await.expect("a statement");
+        options.connect().await.expect("a connection")
+    }
+
+    /// The rows of every table that has a workspace, those of this one. What requests leave behind whether they were
+    /// refused or not, and what a node reports by itself, is left out.
+    pub async fn tables_of_workspace(&self, workspace: i64) -> String {
+        let mut text = String::new();
+        for (table, columns) in self.workspace_tables().await {
+            let columns: Vec<_> = columns.iter().map(|c| format!("COALESCE(CAST({c} AS TEXT), '')")).collect();
+            let query = format!("SELECT {} FROM {table} WHERE workspace_id = $1", columns.join(" || ' | ' || "));
+            let query = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).bind(workspace);
+            let rows: Vec<String> = query.fetch_all(&mut self.connection().await).await.expect("rows");
+            rows.iter().for_each(|row| text.push_str(&format!("{table}: {row}\n")));
+        }
+        text
+    }
+
+    /// Every id and address in the rows of a workspace that is long enough to be nobody else's.
+    pub async fn names_of_workspace(&self, workspace: i64) -> std::collections::BTreeSet<String> {
+        let mut names = std::collections::BTreeSet::new();
+        for (table, columns) in self.workspace_tables().await {
+            let telling = ["uuid", "app_id", "instance_id", "address", "compose_hash", "encrypted_env"];
+            for column in columns.iter().filter(|column| telling.contains(&column.as_str())) {
+                let query = format!(
+                    "SELECT {column} FROM {table} WHERE workspace_id = $1 AND LENGTH({column}) > 30 AND {column} <> ''"
+                );
+                let query = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).bind(workspace);
+                let found: Vec<String> = query.fetch_all(&mut self.connection().await).await.expect("names");
+                names.extend(found);
+            }
+        }
+        names
+    }
+
+    async fn workspace_tables(&self) -> Vec<(String, Vec<String>)> {
+        // Requests leave these two behind whatever became of them.
+        let query = "SELECT m.name, p.name FROM sqlite_master m JOIN pragma_table_info(m.name) p
+            WHERE m.type = 'table' AND m.name NOT IN ('audit_log', 'idempotency_key')
+              AND EXISTS (SELECT 1 FROM pragma_table_info(m.name) w WHERE w.name = 'workspace_id') ORDER BY m.name, p.cid";
+        let rows: Vec<(String, String)> =
+            sqlx::query_as(query).fetch_all(&mut self.connection().await).await.expect("columns");
+        let mut tables: Vec<(String, Vec<String>)> = Vec::new();
+        for (table, column) in rows {
+            match tables.last_mut().filter(|(last, _)| *last == table) {
+                Some((_, columns)) => columns.push(column),
+                None => tables.push((table, vec![column])),
+            }
+        }
+        tables
     }
 
     /// Everything in the database, as text: every row of every table, counters of its ids among them. Left out is what a
