@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use holdfast_harness::client::Client;
@@ -22,6 +23,18 @@ pub const AFTER_CRASH: Duration = Duration::from_secs(90);
 
 /// A compose file that publishes one port.
 pub const COMPOSE: &str = "services:\n  app:\n    image: hello\n    ports:\n      - \"8080:8080\"\n";
+
+/// Ports that a node's VMs are published on. Each node of a test process has its own, so that tests can run side by side.
+const PORTS: std::ops::Range<u16> = 21_000..29_000;
+const PORTS_OF_A_NODE: u16 = 40;
+
+/// The variable that gives a node ports which no other node of this process has.
+fn own_ports() -> (String, String) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let places = (PORTS.end - PORTS.start) / PORTS_OF_A_NODE;
+    let first = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % places * PORTS_OF_A_NODE;
+    ("HOLDFAST_PORT_FIRST".to_owned(), first.to_string())
+}
 
 pub struct Cloud {
     // Dropped first to last: processes before their folder.
@@ -59,6 +72,7 @@ impl Cloud {
         let mut options = Options::new(crate::binary(), folder.path().join("d"));
         options.args = args.iter().map(|a| (*a).to_owned()).collect();
         options.env = env;
+        options.env.push(own_ports());
         let server = Server::start(options).expect("the server starts");
         let client = server.client().expect("the first start wrote admin.key");
         Self { node: None, server, client, folder, token: None }
@@ -68,7 +82,7 @@ impl Cloud {
     pub fn apart(hypervisor: &[&str]) -> Self {
         let folder = short_folder();
         let options = Options::new(crate::binary(), folder.path().join("d"));
-        Self::apart_with(folder, options, hypervisor, Vec::new())
+        Self::apart_with(folder, options, hypervisor, vec![own_ports()])
     }
 
     /// The server as it is told, the node with these options and variables.

@@ -1,4 +1,4 @@
-//! Real VMs. One test at a time (`--test-threads=1`): two cores boot one guest in 11 to 15 seconds.
+//! Real VMs. Two tests at a time (`--test-threads=2`): an emulated guest runs on one core, whatever its vCPUs.
 
 mod changes;
 mod cli;

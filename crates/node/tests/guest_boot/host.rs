@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_model::Timestamp;
@@ -19,10 +19,27 @@ use holdfast_node::image::{Agent, BuildOptions, Image, build, load};
 pub const BOOT: Duration = Duration::from_secs(240);
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// One VM at a time: two cores boot one guest in the time that two would need for either.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// VMs that run at a time: an emulated one takes one core, whatever its vCPUs.
+const AT_A_TIME: usize = 2;
+
+/// Leave to run a VM, given back when dropped.
+pub struct Place(());
+
+static FREE: (Mutex<usize>, Condvar) = (Mutex::new(AT_A_TIME), Condvar::new());
+
+/// Waits until a VM may run.
+pub fn place() -> Place {
+    let free = FREE.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut free = FREE.1.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+    *free -= 1;
+    Place(())
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *FREE.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        FREE.1.notify_one();
+    }
 }
 
 /// The image of this source tree, built if it is not there yet.
@@ -158,7 +175,13 @@ impl Vm {
         qemu.args(["-serial", &format!("file:{}", dir.join("serial.log").display())]);
         qemu.stdin(Stdio::null());
         let process = qemu.spawn().expect("QEMU starts");
-        Self { dir: dir.to_owned(), process: Arc::new(Mutex::new(process)), started: Instant::now(), port_8080, port_80 }
+        Self {
+            dir: dir.to_owned(),
+            process: Arc::new(Mutex::new(process)),
+            started: Instant::now(),
+            port_8080,
+            port_80,
+        }
     }
 
     pub fn seconds(&self) -> f32 {
@@ -188,7 +211,13 @@ impl Vm {
                 }
             }
         });
-        let mut host = Host { stream, messages, state: GuestState::default(), process: self.process.clone(), console: self.dir.join("serial.log") };
+        let mut host = Host {
+            stream,
+            messages,
+            state: GuestState::default(),
+            process: self.process.clone(),
+            console: self.dir.join("serial.log"),
+        };
         host.raw(b"\n");
         host.send(&ToGuest::Hello { session: session.to_owned() });
         let state = host.wait(BOOT, "HelloAck", |message| match message {

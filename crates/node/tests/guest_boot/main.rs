@@ -16,7 +16,7 @@ use holdfast_model::guest::{Container, FromGuest, Keys, LogOptions, MAX_LINE, To
 use holdfast_model::node::STREAM_WINDOW;
 use holdfast_trust::{env, kms};
 
-use host::{Host, SOON, Vm, alone};
+use host::{Host, SOON, Vm, place};
 
 const MARKER: &str = "marker-7d1f-value-of-GREETING";
 const DROPPED: &str = "marker-9b2e-value-not-allowed";
@@ -101,7 +101,7 @@ fn memchr_like(haystack: &[u8], needle: &[u8]) -> bool {
 
 #[test]
 fn an_app_through_its_life() {
-    let _alone = alone();
+    let _place = place();
     let dir = tempfile::tempdir().unwrap();
     let app = app();
 
@@ -230,7 +230,7 @@ fn an_app_through_its_life() {
 
 #[test]
 fn scripts_and_their_errors() {
-    let _alone = alone();
+    let _place = place();
     let dir = tempfile::tempdir().unwrap();
     let app = app();
     let script = serde_json::json!({
@@ -287,7 +287,7 @@ fn scripts_and_their_errors() {
 
 #[test]
 fn a_flood_of_logs_and_a_port_without_a_number() {
-    let _alone = alone();
+    let _place = place();
     let dir = tempfile::tempdir().unwrap();
     let app = app();
     let yaml = "services:\n  web:\n    image: holdfast/hello:latest\n    environment: [GREETING]\n    ports: ['80']\n  \
