@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
+pub mod people;
 pub mod placement;
 pub mod schedules;
 pub mod setup;

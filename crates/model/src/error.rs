@@ -87,6 +87,17 @@ codes! {
     DiskShrinks       = "HF-0118", 400, Some("ERR-02-008"), "Ask for a disk that is at least as large as the one there is.";
     RestartNeeded     = "HF-0119", 400, Some("ERR-02-008"), "Allow the restart, or stop the CVM first.";
 
+    // People and workspaces
+    UserNotFound      = "HF-0410", 404, None, "List the users with `holdfast admin users list`.";
+    UserExists        = "HF-0411", 409, None, "Choose another username, or another address.";
+    SlugTaken         = "HF-0412", 409, None, "Choose another slug; POST /api/v1/workspaces/check-slug says whether one is free.";
+    MemberNotFound    = "HF-0413", 404, None, "List the members of the workspace to see who there is.";
+    LastOwner         = "HF-0414", 400, None, "Make somebody else an owner first.";
+    AlreadyMember     = "HF-0415", 409, None, "Nothing is left to do; an administrator of the workspace can change your role.";
+    InvitationNotFound = "HF-0416", 404, None, "Check the code; an invitation of another workspace is not found either.";
+    InvitationOver    = "HF-0417", 409, None, "Ask for a new invitation.";
+    LocksOut          = "HF-0418", 409, None, "Let another administrator do it, with a key of another workspace.";
+
     // Repeating and stopping
     NotCancellable    = "HF-0130", 409, None, "Wait for it to end; then make the change that you want.";
     NotRetryable      = "HF-0131", 409, None, "Ask for the change anew; the message says how.";

@@ -35,6 +35,10 @@ impl Sort {
         Self(vec![Term { column, descending: true }])
     }
 
+    pub fn oldest_first(column: &'static str) -> Self {
+        Self(vec![Term { column, descending: false }])
+    }
+
     /// The same order with one more term, in the direction of the last, unless it has that column.
     pub fn then(mut self, column: &'static str) -> Self {
         let descending = self.0.last().is_some_and(|term| term.descending);

@@ -1,10 +1,12 @@
-//! Users, workspaces, projects and API keys.
+//! Who is asking, and the API keys that say so. People are in `users`, where they work in `workspaces` and `members`.
 
 use holdfast_model::Timestamp;
 use holdfast_model::access::{self, Action, Role};
 use holdfast_model::error::{Code, Error};
 use uuid::Uuid;
 
+use crate::users::user_create;
+use crate::workspaces::{NewWorkspace, workspace_insert};
 use crate::{Store, Tx, fault};
 
 /// Who is asking, in which workspace.
@@ -64,7 +66,7 @@ impl Store {
              JOIN workspace w ON w.id = k.workspace_id
              JOIN workspace_member m ON m.workspace_id = w.id AND m.user_id = u.id
              JOIN project p ON p.workspace_id = w.id AND p.is_default
-             WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
+             WHERE k.hash = $1 AND u.disabled_at IS NULL AND w.disabled_at IS NULL AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
         )
         .bind(key_hash)
         .bind(now.micros())
@@ -83,16 +85,6 @@ impl Store {
         .await
         .map_err(fault)
     }
-
-    /// When a workspace was made.
-    pub async fn workspace_created_at(&self, workspace: i64) -> Result<Timestamp, Error> {
-        sqlx::query_scalar("SELECT created_at FROM workspace WHERE id = $1")
-            .bind(workspace)
-            .fetch_one(self.read())
-            .await
-            .map(Timestamp)
-            .map_err(fault)
-    }
 }
 
 /// A user, a workspace they own, and its default project. Returns (user, workspace).
@@ -104,43 +96,9 @@ pub async fn workspace_create(
     address: &str,
     now: Timestamp,
 ) -> Result<(i64, i64), Error> {
-    let user: i64 = sqlx::query_scalar(
-        "INSERT INTO user_account (uuid, username, email, role, created_at) VALUES ($1, $2, $3, $4, $5) RETURNING id",
-    )
-    .bind(Uuid::new_v4().to_string())
-    .bind(username)
-    .bind(format!("{username}@localhost"))
-    .bind(role)
-    .bind(now.micros())
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(fault)?;
-    let workspace: i64 = sqlx::query_scalar(
-        "INSERT INTO workspace (uuid, slug, name, tier, address, next_nonce, created_at)
-         VALUES ($1, $2, $2, 'ENTERPRISE', $3, 1, $4) RETURNING id",
-    )
-    .bind(Uuid::new_v4().to_string())
-    .bind(slug)
-    .bind(address)
-    .bind(now.micros())
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(fault)?;
-    sqlx::query("INSERT INTO workspace_member (workspace_id, user_id, role) VALUES ($1, $2, 'owner')")
-        .bind(workspace)
-        .bind(user)
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
-    sqlx::query(
-        "INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, 'default', TRUE, $3)",
-    )
-    .bind(Uuid::new_v4().to_string())
-    .bind(workspace)
-    .bind(now.micros())
-    .execute(&mut **tx)
-    .await
-    .map_err(fault)?;
+    let user = user_create(tx, username, &format!("{username}@localhost"), role, now).await?;
+    let new = NewWorkspace { slug, name: slug, tier: "ENTERPRISE", address, owner: user };
+    let workspace = workspace_insert(tx, new, now).await?;
     Ok((user, workspace))
 }
 

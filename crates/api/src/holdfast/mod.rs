@@ -4,11 +4,14 @@ mod ansi;
 mod audit_logs;
 mod export;
 mod interventions;
+mod invitations;
 mod logs;
 mod node_tokens;
 mod nodes;
 mod operations;
+mod users;
 mod watching;
+mod workspaces;
 
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -51,6 +54,13 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(nodes::list))
         .routes(routes!(node_tokens::create, node_tokens::list))
         .routes(routes!(node_tokens::revoke))
+        .routes(routes!(users::list, users::create))
+        .routes(routes!(users::get, users::update))
+        .routes(routes!(workspaces::list, workspaces::create))
+        .routes(routes!(workspaces::get, workspaces::update))
+        .routes(routes!(workspaces::members))
+        .routes(routes!(workspaces::member_put, workspaces::member_remove))
+        .routes(routes!(invitations::accept))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))
 }

@@ -9,8 +9,9 @@ use utoipa::openapi::{OpenApi, RefOr, Required, ResponseBuilder};
 
 use super::version;
 
-/// Mutations by their method that only read.
-const READS: [&str; 1] = ["/api/v1/status/batch"];
+/// Mutations by their method that every role may make: they only read, or change what is the caller's own.
+const FOR_EVERY_ROLE: [&str; 3] =
+    ["/api/v1/status/batch", "/api/v1/workspaces/check-slug", "/api/v1/workspaces/{workspace_slug}/leave"];
 
 /// Adds the version header to every operation, and the refusals that all routes of its kind share.
 pub fn complete(document: &mut OpenApi) {
@@ -48,7 +49,7 @@ fn refusals(path: &str, method: &HttpMethod) -> Vec<(&'static str, &'static str)
     if !matches!(method, HttpMethod::Get) {
         refusals.push(("400", "The idempotency key is not valid"));
         refusals.push(("413", "The body is too large"));
-        if !READS.contains(&path) {
+        if !FOR_EVERY_ROLE.contains(&path) {
             refusals.push(("403", "The caller may only read"));
         }
     }

@@ -8,9 +8,11 @@ mod create_resources;
 mod cvms;
 mod document;
 mod instance_types;
+mod invitations;
 mod kms;
 mod kms_info;
 mod lenient;
+mod members;
 mod nodes;
 mod os_images;
 mod page;
@@ -63,8 +65,15 @@ pub fn routes() -> OpenApiRouter<App> {
     let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(auth::me))
         .routes(routes!(workspaces::list))
+        .routes(routes!(workspaces::check_slug))
         .routes(routes!(workspaces::get))
         .routes(routes!(workspaces::nodes))
+        .routes(routes!(members::list))
+        .routes(routes!(members::update, members::remove))
+        .routes(routes!(members::leave))
+        .routes(routes!(invitations::list, invitations::create))
+        .routes(routes!(invitations::shareable))
+        .routes(routes!(invitations::revoke))
         .routes(routes!(quotas::get))
         .routes(routes!(nodes::available))
         .routes(routes!(create_resources::get))

@@ -15,6 +15,7 @@ mod lists;
 mod metrics;
 mod node_tokens;
 mod operations;
+mod people;
 mod queue;
 mod replicas;
 mod runtime;

@@ -20,7 +20,9 @@ use holdfast_model::node::{
 };
 use holdfast_model::vm::{RunState, StopMode};
 use holdfast_store::Store;
+use holdfast_store::members::member_put;
 use holdfast_store::tenancy::{api_key_create, workspace_create};
+use holdfast_store::users::user_create;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -161,6 +163,25 @@ impl Server {
             .expect("a key");
         holdfast_store::commit(tx).await.expect("a commit");
         key.to_owned()
+    }
+
+    /// A further user with this role in a workspace, and their key for it.
+    pub async fn member(&self, workspace: i64, name: &str, role: &str) -> String {
+        let (mut tx, now) = (self.control.store.begin().await.expect("a transaction"), self.control.now());
+        let user = user_create(&mut tx, name, &format!("{name}@example.com"), "user", now).await.expect("a user");
+        member_put(&mut tx, workspace, user, role, now).await.expect("a member");
+        let key = format!("phak_{name}");
+        let hash = holdfast_control::identity::secret_hash(&key);
+        api_key_create(&mut tx, (user, workspace), "key", "phak_mem", &hash, V2026, now).await.expect("a key");
+        holdfast_store::commit(tx).await.expect("a commit");
+        key
+    }
+
+    /// A request of the administrator to a path below `/holdfast/v1`, with a body unless it is null.
+    pub async fn holdfast(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let request = self.at(NEWEST).request(method, "/").uri(format!("/holdfast/v1{path}"));
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        self.send(request.body(body).expect("a request")).await
     }
 
     /// Writes to the database behind the server's back.

@@ -78,6 +78,13 @@ impl World {
         let tokens = server.at(V2026).any("GET", "/holdfast/v1/node-tokens", NONE).await.expect(200);
         let operation = text(&operations["items"][0]["id"]);
         let entry = text(&audit["items"][0]["id"]);
+        let invite = json!({ "email": format!("{MARK}-guest@example.com"), "role": "member" });
+        let invitation = server.at(V2026).post(&format!("/workspaces/{MARK}/invitations"), &invite).await.expect(200);
+        // The code is one that was, so that it is found and nobody comes in with it.
+        let code = text(&invitation["token"]);
+        let invitation = server.at(V2026).post(&format!("/workspaces/{MARK}/invitations"), &invite).await.expect(200);
+        let member = server.number(&format!("SELECT id FROM user_account WHERE username = '{MARK}-member-user'")).await;
+        let member = holdfast_control::people::user_id(member);
         let ids = vec![
             ("/holdfast/v1/operations/{id}", operation.clone()),
             ("/holdfast/v1/audit-logs/{id}", entry.clone()),
@@ -92,6 +99,12 @@ impl World {
             ("{app_id}", app),
             ("{revision_id}", text(&page["revisions"][0]["revision_id"])),
             ("{team_slug}", MARK.to_owned()),
+            ("{workspace_slug}", MARK.to_owned()),
+            ("{workspace}", MARK.to_owned()),
+            ("{user_id}", member.clone()),
+            ("{user}", member),
+            ("{invitation_id}", invitation["id"].to_string()),
+            ("the code", code),
             ("{kms_id}", "phala".to_owned()),
             ("{family}", "cpu".to_owned()),
         ];
@@ -139,6 +152,15 @@ impl World {
             ("POST", "/status/batch") => json!({ "vm_uuids": [cvm] }),
             ("POST", "/cvms") => json!({ "app_id": app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("some-other-app"),
+            ("POST", "/workspaces/check-slug") => json!({ "slug": "free-slug" }),
+            ("POST", "/workspaces/{workspace_slug}/invitations") => {
+                json!({ "email": "a@example.com", "role": "reader" })
+            }
+            ("PATCH", "/workspaces/{workspace_slug}/members/{user_id}") => json!({ "role": "reader" }),
+            ("PUT", "/holdfast/v1/workspaces/{workspace}/members/{user}") => json!({ "role": "reader" }),
+            ("POST", "/holdfast/v1/invitations/accept") => json!({ "code": self.id("the code") }),
+            ("POST", "/holdfast/v1/users") => json!({ "username": "walker", "email": "w@example.com" }),
+            ("POST", "/holdfast/v1/workspaces") => json!({ "slug": "walked", "owner": self.id("{user}") }),
             ("POST", "/holdfast/v1/node-tokens") => json!({ "name": "walked" }),
             _ => json!({}),
         }
@@ -176,6 +198,8 @@ impl World {
                 "INSERT INTO workspace_member (workspace_id, user_id, role)
                     SELECT k.workspace_id, k.user_id, k.name FROM api_key k WHERE k.prefix = 'phak_walk'
                     ON CONFLICT (workspace_id, user_id) DO UPDATE SET role = excluded.role;
+                 UPDATE user_account SET disabled_at = NULL;
+                 UPDATE workspace SET disabled_at = NULL;
                  UPDATE api_key SET revoked_at = NULL, expires_at = NULL WHERE prefix = 'phak_walk';",
             )
             .await;

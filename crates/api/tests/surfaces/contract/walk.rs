@@ -28,6 +28,8 @@ struct Ids {
     kms: String,
     team: String,
     family: String,
+    user: String,
+    invitation: String,
 }
 
 impl Ids {
@@ -39,6 +41,8 @@ impl Ids {
             kms: "none".to_owned(),
             team: "elsewhere".to_owned(),
             family: "none".to_owned(),
+            user: "usr_none".to_owned(),
+            invitation: "1000000".to_owned(),
         }
     }
 
@@ -51,6 +55,9 @@ impl Ids {
             ("{revision_id}", &self.revision),
             ("{kms_id}", &self.kms),
             ("{team_slug}", &self.team),
+            ("{workspace_slug}", &self.team),
+            ("{user_id}", &self.user),
+            ("{invitation_id}", &self.invitation),
             ("{family}", &self.family),
         ];
         let path = ids.iter().fold(template.to_owned(), |path, (name, id)| path.replace(name, id));
@@ -85,6 +92,7 @@ pub async fn walk(version: Option<&'static str>) -> Seen {
     walk.changes().await;
     walk.several_of_an_app().await;
     walk.failures().await;
+    walk.people().await;
     walk.refusals().await;
     walk.refusals_with_a_cause().await;
     walk.seen
@@ -178,6 +186,9 @@ impl Walk {
             ("POST", "/cvms") => json!({ "app_id": self.app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("other-app"),
             ("POST", "/status/batch") => json!({ "vm_uuids": [NOWHERE] }),
+            ("POST", "/workspaces/check-slug") => json!({ "slug": "free-slug" }),
+            ("POST", "/workspaces/{workspace_slug}/invitations") => json!({ "email": "a@b.c", "role": "member" }),
+            ("PATCH", "/workspaces/{workspace_slug}/members/{user_id}") => json!({ "role": "reader" }),
             ("POST", _) => json!({}),
             _ => panic!("{method} {path}: the walk knows no body for it"),
         }
@@ -373,10 +384,41 @@ impl Walk {
         self.app = app;
     }
 
+    /// Who comes to the workspace, and who goes.
+    async fn people(&mut self) {
+        let here = "/workspaces/default";
+        self.ask(200, "POST", "/workspaces/check-slug", json!({ "slug": "free-slug" })).await;
+        self.ask(200, "POST", "/workspaces/check-slug", json!({ "slug": "default" })).await;
+        let invite = json!({ "email": "a@b.c", "role": "admin" });
+        let made = self.ask(200, "POST", &format!("{here}/invitations"), invite.clone()).await.json();
+        self.ask(200, "POST", &format!("{here}/invitations/shareable"), json!({})).await;
+        self.ask(200, "GET", &format!("{here}/invitations?page=1&page_size=1"), Value::Null).await;
+        let path = format!("{here}/invitations/{}", made["id"]);
+        self.ask(200, "DELETE", &path, Value::Null).await;
+        self.ask(409, "DELETE", &path, Value::Null).await;
+        for path in ["invitations", "invitations/shareable"] {
+            let path = format!("{here}/{path}");
+            for status in [200, 409] {
+                let unusual = Unusual { headers: vec![("idempotency-key", path.clone())], ..Unusual::default() };
+                self.send(status, "POST", &path, &invite, unusual).await;
+            }
+        }
+        let gone = self.server.member(1, "gone", "reader").await;
+        let id = holdfast_control::people::user_id(self.server.number("SELECT MAX(id) FROM user_account").await);
+        let member = format!("{here}/members/{id}");
+        self.ask(200, "PATCH", &member, json!({ "role": "member" })).await;
+        self.ask(200, "GET", &format!("{here}/members?page_size=1"), Value::Null).await;
+        let unusual = Unusual { key: Some(&gone), ..Unusual::default() };
+        self.send(200, "POST", &format!("{here}/leave"), &Value::Null, unusual).await;
+        self.server.member(1, "removed", "reader").await;
+        let id = holdfast_control::people::user_id(self.server.number("SELECT MAX(id) FROM user_account").await);
+        self.ask(200, "DELETE", &format!("{here}/members/{id}"), Value::Null).await;
+    }
+
     /// What every route refuses, by the statuses that the document names for it.
     async fn refusals(&mut self) {
         let viewer = self.server.stranger("user").await;
-        self.server.sql("UPDATE workspace_member SET role = 'viewer' WHERE user_id = 2").await;
+        self.server.sql("UPDATE workspace_member SET role = 'viewer' WHERE role = 'owner' AND workspace_id = 2").await;
         let (here, none) = (self.ids(READY), Ids::none());
         for (method, path, statuses) in routes() {
             let body = self.body(method, path);
@@ -387,6 +429,8 @@ impl Walk {
                     app: "%FF".into(),
                     kms: "%FF".into(),
                     team: "%FF".into(),
+                    user: "%FF".into(),
+                    invitation: "%FF".into(),
                     family: "%FF".into(),
                     ..here.clone()
                 };
@@ -472,6 +516,8 @@ impl Walk {
             (400, "POST", of_app(&format!("/revisions/{revision}/redeploy?transaction_hash=0x00")), json!({})),
             (404, "POST", of_app(&format!("/revisions/{revision}/redeploy")), json!({})),
             (422, "POST", of_app(&format!("/revisions/{revision}/redeploy")), list.clone()),
+            (400, "GET", "/workspaces?cursor=none".into(), Value::Null),
+            (400, "POST", "/workspaces/default/leave".into(), Value::Null),
             (422, "POST", "/status/batch".into(), list),
             (422, "GET", "/kms?page=x".into(), Value::Null),
             (422, "GET", "/kms/phala/next_app_id?counts=21".into(), Value::Null),
