@@ -7,7 +7,7 @@ use holdfast_model::guest::{Config, FromGuest, GuestState, ToGuest};
 use holdfast_trust::{env, kms};
 use serde_json::{Value, json};
 
-use crate::host::{BOOT, Host, Vm, config, place};
+use crate::host::{BOOT, Host, Vm, config, emulated};
 use crate::{app, containers};
 
 const FIRST: &str = "marker-1c44-the-first-value";
@@ -52,7 +52,10 @@ fn words(state: &GuestState) -> Vec<&str> {
 
 #[test]
 fn an_app_is_changed_while_it_runs_and_its_disk_grows() {
-    let _place = place();
+    emulated(an_app_is_changed_while_it_runs_and_its_disk_grows_once);
+}
+
+fn an_app_is_changed_while_it_runs_and_its_disk_grows_once() {
     let dir = tempfile::tempdir().unwrap();
     let keys = app().keys;
     let mut vm = Vm::start(dir.path(), 2);

@@ -16,7 +16,7 @@ use holdfast_model::guest::{Container, FromGuest, Keys, LogOptions, MAX_LINE, To
 use holdfast_model::node::STREAM_WINDOW;
 use holdfast_trust::{env, kms};
 
-use host::{Host, SOON, Vm, place};
+use host::{Host, SOON, Vm, emulated};
 
 const MARKER: &str = "marker-7d1f-value-of-GREETING";
 const DROPPED: &str = "marker-9b2e-value-not-allowed";
@@ -101,7 +101,10 @@ fn memchr_like(haystack: &[u8], needle: &[u8]) -> bool {
 
 #[test]
 fn an_app_through_its_life() {
-    let _place = place();
+    emulated(an_app_through_its_life_once);
+}
+
+fn an_app_through_its_life_once() {
     let dir = tempfile::tempdir().unwrap();
     let app = app();
 
@@ -230,7 +233,10 @@ fn an_app_through_its_life() {
 
 #[test]
 fn scripts_and_their_errors() {
-    let _place = place();
+    emulated(scripts_and_their_errors_once);
+}
+
+fn scripts_and_their_errors_once() {
     let dir = tempfile::tempdir().unwrap();
     let app = app();
     let script = serde_json::json!({
@@ -287,7 +293,10 @@ fn scripts_and_their_errors() {
 
 #[test]
 fn a_flood_of_logs_and_a_port_without_a_number() {
-    let _place = place();
+    emulated(a_flood_of_logs_and_a_port_without_a_number_once);
+}
+
+fn a_flood_of_logs_and_a_port_without_a_number_once() {
     let dir = tempfile::tempdir().unwrap();
     let app = app();
     let yaml = "services:\n  web:\n    image: holdfast/hello:latest\n    environment: [GREETING]\n    ports: ['80']\n  \

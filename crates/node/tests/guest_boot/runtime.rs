@@ -5,7 +5,7 @@ use holdfast_model::guest::{CAN_STATS, Config, FromGuest, Keys, LogOptions, Syst
 use holdfast_trust::{env, kms};
 use serde_json::json;
 
-use crate::host::{Host, SOON, Vm, config, place};
+use crate::host::{Host, SOON, Vm, config, emulated};
 use crate::{assert_in_no_file, log};
 
 const USER: &str = "marker-user-31";
@@ -72,7 +72,10 @@ fn prints(host: &mut Host, revision: u64, script: &str, change: impl FnOnce(&mut
 
 #[test]
 fn a_private_registry_ssh_keys_and_the_machine() {
-    let _place = place();
+    emulated(a_private_registry_ssh_keys_and_the_machine_once);
+}
+
+fn a_private_registry_ssh_keys_and_the_machine_once() {
     let dir = tempfile::tempdir().unwrap();
     let key = kms::Root::from_seed(&[42; 32]).env_key(&[7; 20]);
     let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
