@@ -92,7 +92,7 @@ fn finish(mut response: Response, shape: Shape, id: &RequestId) -> Response {
         let retry = if matches!(error.code, Code::Busy | Code::QueueFull) { "true" } else { "false" };
         out.headers_mut().insert("x-should-retry", HeaderValue::from_static(retry));
     }
-    if error.code == Code::Unauthenticated {
+    if matches!(error.code, Code::Unauthenticated | Code::LoginFailed) {
         out.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if error.code == Code::Unavailable {
@@ -126,7 +126,7 @@ fn phala_body(error: &Error) -> serde_json::Value {
             error.details.iter().map(|d| json!({ "loc": d.loc, "msg": d.message, "type": d.kind })).collect();
         return json!({ "detail": detail });
     }
-    if matches!(error.code, Code::Unauthenticated | Code::RouteNotFound | Code::MethodNotAllowed) {
+    if matches!(error.code, Code::Unauthenticated | Code::LoginFailed | Code::RouteNotFound | Code::MethodNotAllowed) {
         return json!({ "detail": error.message });
     }
     let details: Vec<_> = error

@@ -22,6 +22,7 @@ use holdfast_store::page::{Sort, Term};
 use serde::de::DeserializeOwned;
 
 use crate::App;
+use crate::credential::Credential;
 use crate::dry_run;
 use crate::error::Failure;
 use crate::witness::Witness;
@@ -102,20 +103,11 @@ impl<P: Permission> FromRequestParts<App> for Caller<P> {
 
 /// The holder of the request's key, when they may do what `P` stands for.
 async fn authorize<P: Permission>(parts: &Parts, app: &App) -> Result<Principal, Error> {
-    let key = presented_key(&parts.headers);
-    let key = key.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
-    let who = app.control.authenticate(key).await?;
+    let credential = Credential::of(&parts.method, &parts.headers, &parts.extensions);
+    let credential = credential.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
+    let who = credential.holder(app).await?;
     who.require(P::ACTION)?;
     Ok(who)
-}
-
-/// The API key of a request: `X-API-Key`, else `Authorization: Bearer`.
-pub fn presented_key(headers: &HeaderMap) -> Option<&str> {
-    let bearer = header(headers, "authorization").and_then(|text| {
-        let (scheme, token) = text.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    });
-    header(headers, "x-api-key").or(bearer).filter(|key| !key.is_empty())
 }
 
 /// A header as text, if it is text.
@@ -149,7 +141,7 @@ impl FromRequestParts<App> for Info {
         Ok(Self(RequestInfo {
             request_id: parts.extensions.get::<RequestId>().cloned().unwrap_or_default().0,
             trace_id,
-            client_address: address.map(|ConnectInfo(address)| address.ip().to_string()),
+            client_address: address.map(|ConnectInfo(address)| address.ip().to_canonical().to_string()),
             user_agent: agent.chars().take(USER_AGENT_LIMIT).collect(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),

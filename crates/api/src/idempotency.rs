@@ -13,9 +13,10 @@ use holdfast_model::compose::sha256_hex;
 use holdfast_model::error::{Code, Error};
 use holdfast_store::idempotency::Key;
 
+use crate::credential::Credential;
 use crate::dry_run;
 use crate::error::Failure;
-use crate::extract::{header as text_of, presented_key};
+use crate::extract::header as text_of;
 use crate::{App, BODY_LIMIT};
 
 /// Answers up to this size are kept; all of ours are far smaller.
@@ -33,8 +34,9 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
         return Err(Error::new(Code::IdempotencyInvalid, "The idempotency key is not valid.").into());
     }
     // Without a valid API key the handler says so itself.
-    let Some(presented) = presented_key(request.headers()) else { return Ok(next.run(request).await) };
-    let Ok(who) = app.control.authenticate(presented).await else { return Ok(next.run(request).await) };
+    let credential = Credential::of(request.method(), request.headers(), request.extensions());
+    let Some(credential) = credential else { return Ok(next.run(request).await) };
+    let Ok(who) = credential.holder(&app).await else { return Ok(next.run(request).await) };
 
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_LIMIT)

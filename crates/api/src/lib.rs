@@ -9,10 +9,12 @@
 //! | `/v1/*` | [`nirvana`] | Nirvana Labs API |
 //! | `/holdfast/v1/*` | [`holdfast`] | ours |
 //! | `/node/v1/*` | [`node`] | nodes dial in here |
+//! | `/login`, `/device` | [`pages`] | people with a browser sign in and let devices in |
 
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod credential;
 pub mod dry_run;
 pub mod error;
 pub mod extract;
@@ -22,6 +24,7 @@ pub mod idempotency;
 pub mod metrics;
 pub mod nirvana;
 pub mod node;
+pub mod pages;
 pub mod phala;
 pub mod refusals;
 pub mod witness;
@@ -71,6 +74,7 @@ pub fn router(app: App) -> Router {
         .merge(public(nirvana::routes(), error::Shape::Nirvana))
         .merge(public(holdfast::routes(), error::Shape::Holdfast))
         .merge(node::routes().layer(axum::middleware::from_fn_with_state(error::Shape::Holdfast, error::render)))
+        .merge(pages::routes())
         .merge(health::routes())
         .merge(metrics::routes(app.clone(), http.clone()));
     for (name, document) in documents() {

@@ -10,12 +10,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::App;
-use crate::extract::{Info, presented_key};
+use crate::credential::Credential;
+use crate::extract::Info;
 
 pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
     let mutates = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-    let key = presented_key(request.headers()).filter(|_| mutates).map(str::to_owned);
-    let Some(key) = key else { return next.run(request).await };
+    let credential = Credential::of(request.method(), request.headers(), request.extensions());
+    let Some(credential) = credential.filter(|_| mutates) else { return next.run(request).await };
     let (mut parts, body) = request.into_parts();
     let info = Info::from_request_parts(&mut parts, &app).await;
     let response = next.run(Request::from_parts(parts, body)).await;
@@ -23,7 +24,7 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resp
     // There is none for a rehearsal.
     if let Ok(Info(info)) = info
         && (status.is_client_error() || status.is_server_error())
-        && let Ok(who) = app.control.authenticate(&key).await
+        && let Ok(who) = credential.holder(&app).await
         && let Err(error) = app.control.audit_refusal(&who, &info, status.as_u16()).await
     {
         tracing::warn!(request = info.request_id, %error, "a refused request is not in the audit log");

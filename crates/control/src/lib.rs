@@ -14,10 +14,12 @@ pub mod clock;
 mod create;
 pub mod cursor;
 pub mod deploy;
+pub mod devices;
 pub mod dry_run;
 mod env_keys;
 pub mod events;
 pub mod export;
+pub mod guard;
 pub mod history;
 pub mod identity;
 pub mod instances;
@@ -28,11 +30,13 @@ pub mod metrics;
 pub mod node_tokens;
 pub mod nodes;
 pub mod operations;
+pub mod passwords;
 pub mod people;
 pub mod placement;
 pub mod schedules;
 pub mod setup;
 pub mod streams;
+pub mod tokens;
 pub mod update;
 pub mod usage;
 pub mod vms;
@@ -113,6 +117,9 @@ pub struct Control {
     pub(crate) events_bell: Arc<watch::Sender<u64>>,
     pub(crate) feed: events::Feed,
     pub(crate) env_keys: Arc<env_keys::EnvKeys>,
+    pub(crate) uses: Arc<identity::Uses>,
+    pub(crate) guard: Arc<guard::Guard>,
+    pub(crate) hashing: Arc<passwords::Hashing>,
 }
 
 impl Control {
@@ -129,6 +136,9 @@ impl Control {
             events_bell: Arc::new(watch::Sender::new(0)),
             feed: events::Feed::default(),
             env_keys: Arc::default(),
+            uses: Arc::default(),
+            guard: Arc::default(),
+            hashing: Arc::default(),
         }
     }
 

@@ -113,6 +113,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     tokio::spawn(events::run(control.clone(), stop.clone()));
     let worker = tokio::spawn(loops::worker::run(control.clone(), owner, stop.clone()));
     tokio::spawn(loops::scheduled_deletes::run(control.clone(), stop.clone()));
+    let credentials = tokio::spawn(loops::credentials::run(control.clone(), stop.clone()));
     let sealer = tokio::spawn(loops::sealer::run(control.clone(), stop.clone()));
     tokio::spawn(loops::retention::run(control.clone(), data_dir.join("archive"), stop.clone()));
     let embedded = config.node == NodeMode::Embedded;
@@ -163,6 +164,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let _ = tokio::time::timeout(DRAIN + Duration::from_millis(300), drained).await;
     let _ = tokio::time::timeout(Duration::from_millis(500), worker).await;
     let _ = tokio::time::timeout(Duration::from_millis(500), sealer).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), credentials).await;
     if let Some(node) = node {
         let _ = tokio::time::timeout(NODE_STOP, node).await;
     }

@@ -14,6 +14,8 @@
 //!  admin                                            x
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 /// What a member may do in a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -53,7 +55,8 @@ impl Role {
 }
 
 /// What a request wants to do. Every route has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum Action {
     /// To see what the workspace has.
     Read,
@@ -109,6 +112,20 @@ impl Action {
             Self::ManageMembers => "Your role in this workspace cannot manage its members.",
             Self::RunInstallation => "This is for administrators of the installation.",
         }
+    }
+}
+
+impl TryFrom<String> for Action {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        Self::parse(&word).ok_or_else(|| format!("no action is called \"{word}\""))
+    }
+}
+
+impl From<Action> for &'static str {
+    fn from(action: Action) -> Self {
+        action.word()
     }
 }
 

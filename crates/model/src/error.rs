@@ -144,6 +144,13 @@ codes! {
     ContainerNotFound = "HF-0303", 404, None, "List the containers with `phala ps`.";
     NodeTokenNotFound = "HF-0305", 404, None, "See GET /holdfast/v1/node-tokens for the tokens there are; a revoked one stays so.";
     LogTokenInvalid   = "HF-0304", 401, None, "Fetch a fresh log URL; they expire.";
+
+    // Credentials
+    LoginFailed       = "HF-0401", 401, None, "Check the name and the password; the operator sets one with `holdfast admin users set-password`.";
+    TooManyAttempts   = "HF-0402", 429, None, "Wait as many seconds as Retry-After says.";
+    TokenNotFound     = "HF-0403", 404, None, "See GET /api/v1/tokens for the tokens there are; a deleted one stays so.";
+    DeviceCodeUnknown = "HF-0404", 404, None, "Look at the code on the device again; it works for 15 minutes and once.";
+    NotALogin         = "HF-0405", 400, None, "Delete the token with DELETE /api/v1/tokens/{id} to make it worthless.";
 }
 
 impl Serialize for Code {

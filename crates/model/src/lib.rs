@@ -11,6 +11,7 @@ pub mod error;
 pub mod guest;
 pub mod hashid;
 pub mod image;
+pub mod limits;
 pub mod node;
 pub mod operation;
 pub mod preview;

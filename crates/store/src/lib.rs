@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accept;
+pub mod api_keys;
 pub mod app_events;
 pub mod app_revisions;
 pub mod apps;
@@ -17,6 +18,7 @@ pub mod audit_log;
 pub mod chain;
 pub mod counts;
 pub mod desired;
+pub mod device_logins;
 pub mod export;
 pub mod feed;
 mod filter;
@@ -32,6 +34,7 @@ pub mod nodes;
 pub mod operations;
 pub mod page;
 pub mod parking;
+pub mod passwords;
 pub mod preview;
 pub mod provisions;
 pub mod queue;

@@ -123,7 +123,8 @@ async fn principal(tx: &mut Tx, workspace: i64, by: &By) -> Result<Principal, Er
                 w.tier AS workspace_tier, w.address AS workspace_address,
                 COALESCE((SELECT m.role FROM workspace_member m WHERE m.workspace_id = w.id AND m.user_id = u.id), '')
                     AS member_role,
-                p.id AS project_id, p.uuid AS project_uuid, $3 AS api_key_id, '' AS default_version
+                p.id AS project_id, p.uuid AS project_uuid, $3 AS api_key_id, '' AS default_version,
+                'token' AS key_kind, '{}' AS limits
          FROM user_account u JOIN workspace w ON w.id = $2
          JOIN project p ON p.workspace_id = w.id AND p.is_default
          WHERE u.id = $1",

@@ -3,6 +3,7 @@
 use holdfast_model::Timestamp;
 use holdfast_model::access::{self, Action, Role};
 use holdfast_model::error::{Code, Error};
+use holdfast_model::limits::Limits;
 use uuid::Uuid;
 
 use crate::users::user_create;
@@ -31,17 +32,23 @@ pub struct Principal {
     pub api_key_id: i64,
     /// Schema version for requests that name none.
     pub default_version: String,
+    /// What the credential is: `token`, `device`, `password` or `session`.
+    pub key_kind: String,
+    /// What the credential was made for.
+    #[sqlx(try_from = "String")]
+    pub limits: Limits,
 }
 
 impl Principal {
+    /// An administrator of the installation, with a credential that was made for that too.
     pub fn is_admin(&self) -> bool {
-        self.user_role == "admin"
+        self.user_role == "admin" && self.limits.allow(Action::RunInstallation)
     }
 
     /// Whether the caller may do this, by their role and by what their key was made for.
     pub fn may(&self, action: Action) -> bool {
         let role = Role::parse(&self.member_role);
-        role.is_some_and(|role| access::allows(role, self.is_admin(), action))
+        self.limits.allow(action) && role.is_some_and(|role| access::allows(role, self.is_admin(), action))
     }
 
     /// Refuses whoever may not do this.
@@ -49,30 +56,102 @@ impl Principal {
         if self.may(action) {
             return Ok(());
         }
-        Err(Error::new(Code::Forbidden, action.refusal()))
+        if self.limits.allow(action) {
+            return Err(Error::new(Code::Forbidden, action.refusal()));
+        }
+        let message = format!("This API key was not made for this: it lacks the scope {}.", action.word());
+        Err(Error::new(Code::Forbidden, message))
     }
 }
 
 impl Store {
-    /// The holder of the API key with this sha256, unless it was revoked or has expired.
+    /// The holder of the credential with this sha256, unless it was revoked, has expired or is not valid yet.
     pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
         sqlx::query_as(
             "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
                     w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
                     w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
-                    p.id AS project_id, p.uuid AS project_uuid, k.id AS api_key_id, k.default_version
+                    p.id AS project_id, p.uuid AS project_uuid, k.id AS api_key_id, k.default_version,
+                    k.kind AS key_kind, k.limits
              FROM api_key k
              JOIN user_account u ON u.id = k.user_id
              JOIN workspace w ON w.id = k.workspace_id
              JOIN workspace_member m ON m.workspace_id = w.id AND m.user_id = u.id
              JOIN project p ON p.workspace_id = w.id AND p.is_default
-             WHERE k.hash = $1 AND u.disabled_at IS NULL AND w.disabled_at IS NULL AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
+             WHERE k.hash = $1 AND k.revoked_at IS NULL AND u.disabled_at IS NULL AND w.disabled_at IS NULL
+                AND (k.expires_at IS NULL OR k.expires_at > $2)
+                AND (k.starts_at IS NULL OR k.starts_at <= $2)
+                AND (k.parent_hash IS NULL OR EXISTS (SELECT 1 FROM api_key q WHERE q.hash = k.parent_hash
+                    AND q.revoked_at IS NULL AND (q.expires_at IS NULL OR q.expires_at > $2)))",
         )
         .bind(key_hash)
         .bind(now.micros())
         .fetch_optional(self.read())
         .await
         .map_err(fault)
+    }
+
+    /// A member of a workspace, without any credential: for what somebody else does in their name (the operator beside
+    /// the database) or before they have one (a login). `None` when they do not belong to it.
+    pub async fn principal_of(&self, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
+        sqlx::query_as(
+            "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
+                    w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
+                    w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
+                    p.id AS project_id, p.uuid AS project_uuid, 0 AS api_key_id, '2025-10-28' AS default_version,
+                    'token' AS key_kind, '{}' AS limits
+             FROM workspace_member m
+             JOIN user_account u ON u.id = m.user_id
+             JOIN workspace w ON w.id = m.workspace_id
+             JOIN project p ON p.workspace_id = w.id AND p.is_default
+             WHERE m.user_id = $1 AND m.workspace_id = $2 AND u.disabled_at IS NULL AND w.disabled_at IS NULL",
+        )
+        .bind(user)
+        .bind(workspace)
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// The workspace that somebody works in who names none: the first that they belong to.
+    pub async fn home_workspace(&self, user: i64) -> Result<Option<i64>, Error> {
+        sqlx::query_scalar(
+            "SELECT m.workspace_id FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id
+             WHERE m.user_id = $1 AND w.disabled_at IS NULL ORDER BY m.workspace_id LIMIT 1",
+        )
+        .bind(user)
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// The user of this name or e-mail address.
+    pub async fn user_of_login(&self, name: &str) -> Result<Option<i64>, Error> {
+        sqlx::query_scalar(
+            "SELECT id FROM user_account WHERE username = $1 OR email = $1 ORDER BY username = $1 DESC LIMIT 1",
+        )
+        .bind(name)
+        .fetch_optional(self.read())
+        .await
+        .map_err(fault)
+    }
+
+    /// The workspace with this slug.
+    pub async fn workspace_slugged(&self, slug: &str) -> Result<Option<i64>, Error> {
+        sqlx::query_scalar("SELECT id FROM workspace WHERE slug = $1")
+            .bind(slug)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
+    }
+
+    /// Internal and public ids of a workspace's projects.
+    pub async fn project_ids(&self, workspace: i64) -> Result<Vec<(i64, String)>, Error> {
+        sqlx::query_as("SELECT id, uuid FROM project WHERE workspace_id = $1 ORDER BY id")
+            .bind(workspace)
+            .fetch_all(self.read())
+            .await
+            .map_err(fault)
     }
 
     /// The installation's first administrator and their workspace, if it was set up: (user, workspace).

@@ -1,12 +1,15 @@
 //! `GET /auth/me`: who holds the key, and in which workspace.
 
 use axum::Json;
+use axum::extract::State;
 use holdfast_control::Principal;
 use holdfast_model::hashid::{self, Prefix};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::version::{Asked, Version};
+use crate::App;
+use crate::error::Failure;
 use crate::extract::{Caller, Read};
 
 /// The key's holder, in the variant of the schema version.
@@ -76,13 +79,13 @@ pub struct Credits {
 /// Current user
 #[utoipa::path(get, path = "/api/v1/auth/me", tag = "Workspaces", operation_id = "auth_me",
     responses((status = 200, body = Me), (status = 401, description = "Authentication required")))]
-pub async fn me(caller: Caller<Read>, asked: Asked) -> Json<Me> {
+pub async fn me(State(app): State<App>, caller: Caller<Read>, asked: Asked) -> Result<Json<Me>, Failure> {
     let version = asked.of(&caller.who);
-    Json(if version == Version::V20251028 {
-        Me::Flat(flat(caller.who))
-    } else {
-        Me::Nested(Box::new(nested(caller.who)))
-    })
+    if version == Version::V20251028 {
+        return Ok(Json(Me::Flat(flat(caller.who))));
+    }
+    let has_password = app.control.store.has_password(caller.who.user_id).await?;
+    Ok(Json(Me::Nested(Box::new(nested(caller.who, has_password)))))
 }
 
 fn flat(who: Principal) -> FlatUser {
@@ -97,7 +100,7 @@ fn flat(who: Principal) -> FlatUser {
     }
 }
 
-fn nested(who: Principal) -> CurrentUser {
+fn nested(who: Principal, has_password: bool) -> CurrentUser {
     CurrentUser {
         user: User {
             id: hashid::encode(Prefix::User, who.user_id),
@@ -109,7 +112,7 @@ fn nested(who: Principal) -> CurrentUser {
             email_verified: true,
             totp_enabled: false,
             has_backup_codes: false,
-            flag_has_password: false,
+            flag_has_password: has_password,
         },
         workspace: CurrentWorkspace {
             id: hashid::encode(Prefix::Workspace, who.workspace_id),

@@ -9,16 +9,12 @@ use utoipa::openapi::{OpenApi, RefOr, Required, ResponseBuilder};
 
 use super::version;
 
-/// Mutations by their method that every role may make: they only read, or change what is the caller's own.
-const FOR_EVERY_ROLE: [&str; 3] =
-    ["/api/v1/status/batch", "/api/v1/workspaces/check-slug", "/api/v1/workspaces/{workspace_slug}/leave"];
-
 /// Adds the version header to every operation, and the refusals that all routes of its kind share.
 pub fn complete(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             operation.parameters.get_or_insert_default().push(version_header().into());
-            for (status, words) in refusals(path, &method) {
+            for (status, words) in refusals(path, &method, is_open(operation)) {
                 let answers = &mut operation.responses.responses;
                 let answer = || RefOr::T(ResponseBuilder::new().description(words).build());
                 answers.entry(status.to_owned()).or_insert_with(answer);
@@ -38,8 +34,18 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Ope
     all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-fn refusals(path: &str, method: &HttpMethod) -> Vec<(&'static str, &'static str)> {
-    let mut refusals = vec![("401", "Authentication required"), ("422", "Validation error")];
+/// It says of itself that it asks for no key.
+fn is_open(operation: &Operation) -> bool {
+    let none = serde_json::json!([{}]);
+    operation.security.as_ref().is_some_and(|security| serde_json::to_value(security).is_ok_and(|value| value == none))
+}
+
+fn refusals(path: &str, method: &HttpMethod, is_open: bool) -> Vec<(&'static str, &'static str)> {
+    let mut refusals = vec![("422", "Validation error")];
+    if !is_open {
+        refusals.push(("401", "Authentication required"));
+        refusals.push(("403", "The caller's role, or what their API key was made for, does not allow it"));
+    }
     if path.contains('{') {
         refusals.push(("400", "The path is not text"));
     }
@@ -49,9 +55,6 @@ fn refusals(path: &str, method: &HttpMethod) -> Vec<(&'static str, &'static str)
     if !matches!(method, HttpMethod::Get) {
         refusals.push(("400", "The idempotency key is not valid"));
         refusals.push(("413", "The body is too large"));
-        if !FOR_EVERY_ROLE.contains(&path) {
-            refusals.push(("403", "The caller may only read"));
-        }
     }
     refusals
 }

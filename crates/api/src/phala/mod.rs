@@ -12,12 +12,14 @@ mod invitations;
 mod kms;
 mod kms_info;
 mod lenient;
+pub(crate) mod logins;
 mod members;
 mod nodes;
 mod os_images;
 mod page;
 mod quotas;
 mod status;
+mod tokens;
 mod version;
 mod view;
 mod workspaces;
@@ -43,6 +45,8 @@ use crate::App;
         (name = "Apps", description = "Apps and their CVMs"),
         (name = "KMS", description = "The key management service and the keys of apps"),
         (name = "Workspaces", description = "Who you are and where you work"),
+        (name = "Authentication", description = "Logins"),
+        (name = "Tokens", description = "API tokens"),
         (name = "Catalogue", description = "Nodes, instance types and OS images on offer"),
     )
 )]
@@ -64,6 +68,14 @@ impl Modify for Security {
 pub fn routes() -> OpenApiRouter<App> {
     let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(auth::me))
+        .routes(routes!(logins::authenticated))
+        .routes(routes!(logins::logout))
+        .routes(routes!(logins::token))
+        .routes(routes!(logins::device_code))
+        .routes(routes!(logins::device_token))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::delete))
+        .routes(routes!(tokens::refresh))
         .routes(routes!(workspaces::list))
         .routes(routes!(workspaces::check_slug))
         .routes(routes!(workspaces::get))

@@ -11,8 +11,9 @@ use axum::response::Response;
 use holdfast_control::Principal;
 use holdfast_model::error::Error;
 
+use crate::credential::Credential;
 use crate::error::Failure;
-use crate::extract::{header, presented_key};
+use crate::extract::header;
 
 /// Names the version that a request was written for.
 pub const HEADER: &str = "X-Phala-Version";
@@ -38,7 +39,7 @@ impl Version {
     ];
 
     /// `None` when the text is neither a date nor `LATEST`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         if text.eq_ignore_ascii_case("latest") {
             return Some(Self::V20260623);
         }
@@ -79,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
 /// The layer of the surface: a version that is none is refused by every route, also by those whose answers are the same
 /// in all versions. Without a key the route says so first.
 pub async fn check(request: Request, next: Next) -> Result<Response, Failure> {
-    if presented_key(request.headers()).is_some() {
+    if Credential::of(request.method(), request.headers(), request.extensions()).is_some() {
         asked(request.headers())?;
     }
     Ok(next.run(request).await)

@@ -201,6 +201,12 @@ impl Server {
         sqlx::query_scalar(query).fetch_one(&mut self.connection().await).await.expect("a number")
     }
 
+    /// A text that the database has.
+    pub async fn text(&self, query: &str) -> String {
+        let query = sqlx::AssertSqlSafe(query.to_owned());
+        sqlx::query_scalar(query).fetch_one(&mut self.connection().await).await.expect("a text")
+    }
+
     /// How many audit rows have this value in this column.
     pub async fn audited(&self, column: &str, value: &str) -> i64 {
         let query = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM audit_log WHERE {column} = $1"));

@@ -1,5 +1,6 @@
 //! Loops that run for as long as the server does. Each can be stopped between any two of its steps and started elsewhere.
 
+pub mod credentials;
 pub mod retention;
 pub mod scheduled_deletes;
 pub mod sealer;

@@ -76,6 +76,7 @@ impl World {
         let operations = server.at(V2026).any("GET", "/holdfast/v1/operations", NONE).await.expect(200);
         let audit = server.at(V2026).any("GET", "/holdfast/v1/audit-logs", NONE).await.expect(200);
         let tokens = server.at(V2026).any("GET", "/holdfast/v1/node-tokens", NONE).await.expect(200);
+        let token = server.with_key(&members[0].key).post("/tokens", &json!({ "name": "walked" })).await.expect(200);
         let operation = text(&operations["items"][0]["id"]);
         let entry = text(&audit["items"][0]["id"]);
         let invite = json!({ "email": format!("{MARK}-guest@example.com"), "role": "member" });
@@ -107,6 +108,8 @@ impl World {
             ("the code", code),
             ("{kms_id}", "phala".to_owned()),
             ("{family}", "cpu".to_owned()),
+            // Of whoever comes first: nobody else has it.
+            ("{token_id}", token["id"].to_string()),
         ];
         let mut secrets = server.names_of_workspace(1).await;
         secrets.insert(MARK.to_owned());
@@ -161,7 +164,7 @@ impl World {
             ("POST", "/holdfast/v1/invitations/accept") => json!({ "code": self.id("the code") }),
             ("POST", "/holdfast/v1/users") => json!({ "username": "walker", "email": "w@example.com" }),
             ("POST", "/holdfast/v1/workspaces") => json!({ "slug": "walked", "owner": self.id("{user}") }),
-            ("POST", "/holdfast/v1/node-tokens") => json!({ "name": "walked" }),
+            ("POST", "/tokens" | "/holdfast/v1/node-tokens") => json!({ "name": "walked" }),
             _ => json!({}),
         }
     }
@@ -200,7 +203,7 @@ impl World {
                     ON CONFLICT (workspace_id, user_id) DO UPDATE SET role = excluded.role;
                  UPDATE user_account SET disabled_at = NULL;
                  UPDATE workspace SET disabled_at = NULL;
-                 UPDATE api_key SET revoked_at = NULL, expires_at = NULL WHERE prefix = 'phak_walk';",
+                 UPDATE api_key SET revoked_at = NULL, expires_at = NULL WHERE prefix = 'phak_walk' OR name = 'walked';",
             )
             .await;
     }

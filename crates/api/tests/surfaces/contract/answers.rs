@@ -88,6 +88,9 @@ pub fn check(asked: &Asked, answer: &Answer) -> Result<(), String> {
     if !known.statuses(&asked.method).contains(&status) && !OF_THE_SERVER.contains(&status) {
         return Err(format!("{status} is not documented for {} {}", asked.method, known.path));
     }
+    if status == 400 && known.path == DEVICE && !answer.text().contains("error_code") {
+        return valid(&DEVICE_ERROR, &parsed(&answer.bytes)?);
+    }
     if status >= 400 {
         return refusal(answer, &[status]);
     }
@@ -212,6 +215,23 @@ fn compiled(schema: Value) -> Validator {
 }
 
 static WORDS: LazyLock<Validator> = LazyLock::new(|| compiled(exactly(json!({ "detail": { "type": "string" } }))));
+
+/// Where the command line's login reads a shape of its own (contract, 1.4), and ends at every other one.
+const DEVICE: &str = "/api/v1/auth/device/token";
+
+static DEVICE_ERROR: LazyLock<Validator> = LazyLock::new(|| {
+    let words = [
+        "authorization_pending",
+        "slow_down",
+        "expired_token",
+        "access_denied",
+        "invalid_grant",
+        "unsupported_grant_type",
+    ];
+    let error =
+        exactly(json!({ "error": { "enum": words }, "error_description": { "type": "string", "minLength": 1 } }));
+    compiled(exactly(json!({ "detail": error })))
+});
 
 static FIELDS: LazyLock<Validator> = LazyLock::new(|| {
     let place = json!({ "type": "array", "minItems": 1, "items": { "type": ["string", "integer"] } });

@@ -30,6 +30,7 @@ struct Ids {
     family: String,
     user: String,
     invitation: String,
+    token: String,
 }
 
 impl Ids {
@@ -43,6 +44,7 @@ impl Ids {
             family: "none".to_owned(),
             user: "usr_none".to_owned(),
             invitation: "1000000".to_owned(),
+            token: "999999".to_owned(),
         }
     }
 
@@ -59,6 +61,7 @@ impl Ids {
             ("{user_id}", &self.user),
             ("{invitation_id}", &self.invitation),
             ("{family}", &self.family),
+            ("{token_id}", &self.token),
         ];
         let path = ids.iter().fold(template.to_owned(), |path, (name, id)| path.replace(name, id));
         assert!(!path.contains('{'), "{path}: the walk knows no such parameter");
@@ -88,6 +91,7 @@ pub async fn walk(version: Option<&'static str>) -> Seen {
     let (server, seen) = (Server::start().await, Seen::new());
     let mut walk = Walk { server, version, seen, provisioned: (String::new(), Value::Null), app: String::new() };
     walk.nothing_there_yet().await;
+    walk.credentials().await;
     walk.life().await;
     walk.changes().await;
     walk.several_of_an_app().await;
@@ -95,6 +99,7 @@ pub async fn walk(version: Option<&'static str>) -> Seen {
     walk.people().await;
     walk.refusals().await;
     walk.refusals_with_a_cause().await;
+    walk.too_often().await;
     walk.seen
 }
 
@@ -189,8 +194,66 @@ impl Walk {
             ("POST", "/workspaces/check-slug") => json!({ "slug": "free-slug" }),
             ("POST", "/workspaces/{workspace_slug}/invitations") => json!({ "email": "a@b.c", "role": "member" }),
             ("PATCH", "/workspaces/{workspace_slug}/members/{user_id}") => json!({ "role": "reader" }),
+            ("POST", "/tokens") => json!({ "name": "walked", "expires_in_days": 30, "scopes": ["read"] }),
+            ("POST", "/auth/token") => "username=nobody&password=nothing".into(),
+            ("POST", "/auth/device/code") => json!({ "client_id": "walk" }),
+            ("POST", "/auth/device/token") => json!({ "device_code": "none" }),
             ("POST", _) => json!({}),
             _ => panic!("{method} {path}: the walk knows no body for it"),
+        }
+    }
+
+    /// Tokens, and what logins give.
+    async fn credentials(&mut self) {
+        let token = self.ask(200, "POST", "/tokens", self.body("POST", "/tokens")).await.json();
+        self.ask(200, "GET", "/tokens", Value::Null).await;
+        self.ask(200, "GET", "/tokens?all_workspaces=true", Value::Null).await;
+        let path = format!("/tokens/{}", token["id"]);
+        for (path, body) in [("/tokens", json!({ "name": "once" })), (&*format!("{path}/refresh"), json!({}))] {
+            for due in [200, 409] {
+                let headers = vec![("idempotency-key", format!("once-{}", body["name"]))];
+                self.send(due, "POST", path, &body, Unusual { headers, ..Unusual::default() }).await;
+            }
+        }
+        self.ask(204, "DELETE", &path, Value::Null).await;
+
+        let (store, clock) = (&self.server.control.store, &holdfast_control::SystemClock);
+        assert!(holdfast_control::passwords::set(store, clock, "admin", "walking the line").await.expect("a password"));
+        let form = Value::from("grant_type=password&username=admin&password=walking+the+line");
+        let token = self.ask(200, "POST", "/auth/token", form).await.json();
+        let key = token["access_token"].as_str();
+        self.send(200, "POST", "/auth/logout", &Value::Null, Unusual { key, ..Unusual::default() }).await;
+        self.send(401, "GET", "/auth/authenticated", &Value::Null, Unusual { key, ..Unusual::default() }).await;
+
+        let device =
+            self.ask(200, "POST", "/auth/device/code", json!({ "client_id": "walk", "scope": "any" })).await.json();
+        let body = json!({ "device_code": device["device_code"] });
+        self.ask(400, "POST", "/auth/device/token", body.clone()).await;
+        let who = self.server.control.authenticate(&self.server.key).await.expect("the administrator");
+        let code = device["user_code"].as_str().expect("a code");
+        let info = crate::credentials::info();
+        assert!(self.server.control.device_decide(&who, &info, code, true, None).await.is_ok());
+        self.ask(200, "POST", "/auth/device/token", body.clone()).await;
+        assert_eq!(self.ask(400, "POST", "/auth/device/token", body).await.json()["detail"]["error"], "invalid_grant");
+    }
+
+    /// What counts how often somebody without a key asks.
+    async fn too_often(&mut self) {
+        for path in ["/auth/token", "/auth/device/code"] {
+            let mut tries = 0;
+            loop {
+                let body = self.body("POST", path);
+                let request = self.server.without_key().request("POST", path);
+                let text = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
+                let answer = self.server.send(request.body(Body::from(text)).expect("a request")).await;
+                tries += 1;
+                if answer.status == 429 {
+                    assert!(answer.headers["retry-after"].to_str().expect("text").parse::<u32>().expect("seconds") > 0);
+                    break;
+                }
+                assert!(tries < 100, "{path} can be asked for ever");
+            }
+            self.ask(429, "POST", path, self.body("POST", path)).await;
         }
     }
 
@@ -417,8 +480,9 @@ impl Walk {
 
     /// What every route refuses, by the statuses that the document names for it.
     async fn refusals(&mut self) {
-        let viewer = self.server.stranger("user").await;
-        self.server.sql("UPDATE workspace_member SET role = 'viewer' WHERE role = 'owner' AND workspace_id = 2").await;
+        let narrow = json!({ "name": "narrow", "scopes": ["audit.read"] });
+        let narrow =
+            self.ask(200, "POST", "/tokens", narrow).await.json()["token"].as_str().expect("a token").to_owned();
         let (here, none) = (self.ids(READY), Ids::none());
         for (method, path, statuses) in routes() {
             let body = self.body(method, path);
@@ -438,7 +502,7 @@ impl Walk {
                     400 if method == "GET" => ids = &not_text,
                     400 => unusual.headers.push(("idempotency-key", "k".repeat(256))),
                     401 => (ids, unusual.key) = (&none, Some("")),
-                    403 => unusual.key = Some(&viewer),
+                    403 => unusual.key = Some(&narrow),
                     404 => ids = &none,
                     413 => {
                         unusual.headers.push(("idempotency-key", "large".to_owned()));
@@ -523,6 +587,13 @@ impl Walk {
             (422, "GET", "/kms/phala/next_app_id?counts=21".into(), Value::Null),
             (400, "GET", "/kms/phala/pubkey/none".into(), Value::Null),
             (422, "GET", "/os-images?is_dev=perhaps".into(), Value::Null),
+            (422, "POST", "/tokens".into(), json!({ "name": "" })),
+            (422, "POST", "/tokens".into(), json!({ "name": "a", "expires_in_days": 0 })),
+            (422, "POST", "/tokens".into(), json!({ "name": "a", "scopes": ["fly"] })),
+            (422, "DELETE", "/tokens/first".into(), Value::Null),
+            (422, "POST", "/auth/token".into(), "username=a".into()),
+            (422, "POST", "/auth/device/code".into(), json!({ "client_id": "" })),
+            (400, "POST", "/auth/logout".into(), Value::Null),
         ];
         for (due, method, path, body) in causes {
             self.ask(due, method, &path, body).await;
