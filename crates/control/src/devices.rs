@@ -159,7 +159,7 @@ impl Control {
                 let name = format!("Device login: {}", device.client);
                 let name: String = name.chars().take(100).collect();
                 let (kind, limits) = (Kind::Device, &device.limits);
-                let made = Login { kind, name: &name, limits, lifetime: TOKEN, parent_hash: None };
+                let made = Login { kind, name: &name, limits, lifetime: Some(TOKEN), parent_hash: None };
                 let secret = issue(&mut tx, &who, info, made, now).await?;
                 holdfast_store::commit(tx).await?;
                 Ok(Asked::Token(secret))

@@ -8,10 +8,10 @@ use std::time::Duration;
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::limits::{Limits, SourceRule};
-use holdfast_store::Tx;
 use holdfast_store::api_keys::{ApiKey, Kind, NewKey, api_key_get, api_key_insert, api_key_replace, api_key_revoke};
 use holdfast_store::audit::{self, audit_insert};
 use holdfast_store::idempotency::{idempotency_created, idempotency_take};
+use holdfast_store::{Store, Tx};
 use holdfast_trust::token::{API_KEY_PREFIX, api_key};
 use zeroize::Zeroizing;
 
@@ -232,7 +232,7 @@ impl Control {
         let now = self.now();
         let mut tx = self.store.begin().await?;
         let parent = shown.map(secret_hash);
-        let made = Login { kind, name, limits: &who.limits, lifetime, parent_hash: parent.as_deref() };
+        let made = Login { kind, name, limits: &who.limits, lifetime: Some(lifetime), parent_hash: parent.as_deref() };
         let secret = issue(&mut tx, who, info, made, now).await?;
         holdfast_store::commit(tx).await?;
         Ok((secret, lifetime))
@@ -259,7 +259,8 @@ pub(crate) struct Login<'a> {
     pub kind: Kind,
     pub name: &'a str,
     pub limits: &'a Limits,
-    pub lifetime: Duration,
+    /// `None`: it does not expire.
+    pub lifetime: Option<Duration>,
     pub parent_hash: Option<&'a str>,
 }
 
@@ -281,13 +282,72 @@ pub(crate) async fn issue(
         hash: &fresh.hash,
         limits: made.limits,
         default_version: &who.default_version,
-        expires_at: Some(now.plus(made.lifetime)),
+        expires_at: made.lifetime.map(|lifetime| now.plus(lifetime)),
         parent_hash: made.parent_hash,
     };
     let id = api_key_insert(tx, &new, now).await?;
     let action = if made.kind == Kind::Session { "session.begin" } else { "token.create" };
     audit_insert(tx, who, info, entry(action, &id.to_string(), 200), now).await?;
     Ok(fresh.secret)
+}
+
+/// What the operator does beside the database, as the audit log is told of it. `command` is what they typed.
+pub fn by_operator(command: &str) -> RequestInfo {
+    RequestInfo {
+        request_id: format!("cli-{}", uuid::Uuid::new_v4()),
+        trace_id: None,
+        client_address: None,
+        user_agent: format!("holdfast/{}", holdfast_model::VERSION),
+        method: "CLI".to_owned(),
+        path: command.to_owned(),
+        idempotency: None,
+        rehearsal: None,
+    }
+}
+
+/// A member of a workspace, by names: what the operator does is done in somebody's name. Without a user the first
+/// administrator, without a workspace the first that the user belongs to.
+pub async fn named(store: &Store, user: Option<&str>, workspace: Option<&str>) -> Result<Principal, Error> {
+    let nobody = || Error::new(Code::InvalidRequest, "There is no such user, or they do not belong to that workspace.");
+    let user = match user {
+        Some(name) => store.user_of_login(name).await?.ok_or_else(nobody)?,
+        None => store.first_admin().await?.ok_or_else(nobody)?.0,
+    };
+    let workspace = match workspace {
+        Some(slug) => store.workspace_slugged(slug).await?.ok_or_else(nobody)?,
+        None => store.home_workspace(user).await?.ok_or_else(nobody)?,
+    };
+    store.principal_of(user, workspace).await?.ok_or_else(nobody)
+}
+
+/// A token that the operator makes for somebody. Works beside a running server.
+pub async fn make(
+    store: &Store,
+    who: &Principal,
+    name: &str,
+    limits: &Limits,
+    lifetime: Option<Duration>,
+    now: Timestamp,
+) -> Result<Zeroizing<String>, Error> {
+    let name = checked_name(name)?;
+    let mut tx = store.begin().await?;
+    let made = Login { kind: Kind::Token, name, limits, lifetime, parent_hash: None };
+    let secret = issue(&mut tx, who, &by_operator("holdfast admin tokens create"), made, now).await?;
+    holdfast_store::commit(tx).await?;
+    Ok(secret)
+}
+
+/// A token that the operator makes worthless, whosever it is. False when there is none of this number.
+pub async fn revoke(store: &Store, id: i64, now: Timestamp) -> Result<bool, Error> {
+    let mut tx = store.begin().await?;
+    let Some(row) = api_key_get(&mut tx, id).await? else { return Ok(false) };
+    api_key_revoke(&mut tx, id, now).await?;
+    if let Some(who) = store.principal_of(row.user_id, row.workspace_id).await? {
+        let (id, info) = (id.to_string(), by_operator("holdfast admin tokens revoke"));
+        audit_insert(&mut tx, &who, &info, entry("token.delete", &id, 204), now).await?;
+    }
+    holdfast_store::commit(tx).await?;
+    Ok(true)
 }
 
 fn unknown() -> Error {

@@ -64,20 +64,12 @@ impl Phala {
     pub fn follow(&self, args: &[&str]) -> Following {
         let mut command = self.command(args);
         command.env("PHALA_CLOUD_API_PREFIX", &self.url).env("PHALA_CLOUD_API_KEY", &self.key);
-        let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("node runs");
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let readers: [Box<dyn Read + Send>; 2] =
-            [Box::new(node.stdout.take().expect("a pipe")), Box::new(node.stderr.take().expect("a pipe"))];
-        for mut reader in readers {
-            let told = Arc::clone(&told);
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = reader.read(&mut buffer) {
-                    told.lock().expect("no panic").extend_from_slice(&buffer[..count]);
-                }
-            });
-        }
-        Following { node, told }
+        Following::start(command)
+    }
+
+    /// The same with nothing but what it stored in its home folder.
+    pub fn follow_logged_in(&self, args: &[&str]) -> Following {
+        Following::start(self.command(args))
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -100,6 +92,11 @@ impl Phala {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Said { ok: status.success(), out: text(stdout), err: text(stderr) }
     }
+
+    /// Where it stores what it is told, and looks for a compose file.
+    pub fn home(&self) -> &std::path::Path {
+        self.home.path()
+    }
 }
 
 /// A command that is running; dropping it ends it.
@@ -109,6 +106,23 @@ pub struct Following {
 }
 
 impl Following {
+    fn start(mut command: Command) -> Self {
+        let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("node runs");
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let readers: [Box<dyn Read + Send>; 2] =
+            [Box::new(node.stdout.take().expect("a pipe")), Box::new(node.stderr.take().expect("a pipe"))];
+        for mut reader in readers {
+            let told = Arc::clone(&told);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                    told.lock().expect("no panic").extend_from_slice(&buffer[..count]);
+                }
+            });
+        }
+        Self { node, told }
+    }
+
     /// Everything that it told so far, whatever stream it used.
     pub fn told(&self) -> String {
         String::from_utf8_lossy(&self.told.lock().expect("no panic")).into_owned()
@@ -122,6 +136,14 @@ impl Following {
             Ok(is_told.then_some(()))
         });
         seen.unwrap_or_else(|e| panic!("{e}: {}", self.told()));
+    }
+}
+
+impl Following {
+    /// Waits until it is over; whether it succeeded.
+    pub fn wait(&mut self) -> bool {
+        let over = until(Duration::from_secs(60), "it ends", || Ok(self.node.try_wait()?));
+        over.unwrap_or_else(|e| panic!("{e}: {}", self.told())).success()
     }
 }
 

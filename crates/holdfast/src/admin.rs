@@ -1,5 +1,7 @@
 //! `holdfast admin`: what needs the data folder itself. Works beside a running server.
 
+mod credentials;
+
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -12,6 +14,13 @@ use crate::{Common, load};
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Let in a device that shows a code, as `phala login` does
+    Approve(credentials::Approve),
+    /// API tokens of everybody
+    #[command(subcommand)]
+    Tokens(credentials::Tokens),
+    /// Give a user a password, read from standard input; their sessions end
+    SetPassword(credentials::SetPassword),
     /// Issue a token for one node; prints it once
     NodeToken {
         #[command(flatten)]
@@ -35,6 +44,9 @@ pub fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
+            Command::Approve(options) => credentials::approve(options).await?,
+            Command::Tokens(command) => credentials::tokens(command).await?,
+            Command::SetPassword(options) => credentials::set_password(options).await?,
             Command::NodeToken { common, name, json } => {
                 let data_dir = load(&common, Vec::new())?.data_dir()?;
                 let store = Store::open_existing(&data_dir).await.map_err(open_error)?;

@@ -1,4 +1,4 @@
--- Credentials: API tokens with limits, sessions, passwords, device logins, and who an identity provider says somebody is.
+-- Credentials: API tokens with limits, sessions, passwords and device logins.
 
 ALTER TABLE api_key ADD COLUMN kind TEXT NOT NULL DEFAULT 'token';   -- token | device | password | session
 ALTER TABLE api_key ADD COLUMN limits TEXT NOT NULL DEFAULT '{}';    -- JSON: scopes, projects, sources; '{}': as its holder
@@ -31,12 +31,3 @@ CREATE TABLE device_login (
     expires_at BIGINT NOT NULL
 );
 CREATE INDEX device_login_by_expiry ON device_login (expires_at);
-
--- Accounts of an OpenID provider, by its name for itself and for the account.
-CREATE TABLE user_identity (
-    issuer TEXT NOT NULL,
-    subject TEXT NOT NULL,
-    user_id BIGINT NOT NULL REFERENCES user_account(id),
-    created_at BIGINT NOT NULL,
-    PRIMARY KEY (issuer, subject)
-);

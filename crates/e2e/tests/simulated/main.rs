@@ -10,6 +10,7 @@ mod history;
 mod identifiers;
 mod lifecycle;
 mod lists;
+mod logins;
 mod operating;
 mod schemathesis;
 mod sdks;
