@@ -19,7 +19,6 @@ const EXCLUDED = {
     "checkAppCvmsIsAllowed", "checkAppIsAllowed", "checkCvmIsAllowed", "commitCvmUpdate", "getKmsOnChainDetail",
   ],
   "later: attestation": ["getAppAttestation"],
-  "asks the outside network for a profile's keys": ["importGithubProfileSshKeys", "syncGithubSshKeys"],
 };
 
 // Functions that send no request to a server: wallets, transactions, formatting, hashing, error classes.
@@ -42,7 +41,9 @@ const LOCAL = [
 const NOT_ROUTED_YET = {
   createSshKey: "post /api/v1/user/ssh-keys",
   deleteSshKey: "delete /api/v1/user/ssh-keys/{}",
+  importGithubProfileSshKeys: "post /api/v1/user/ssh-keys/github-profile",
   listSshKeys: "get /api/v1/user/ssh-keys",
+  syncGithubSshKeys: "post /api/v1/user/ssh-keys/github-sync",
 };
 
 const NOBODY = "00000000-0000-4000-8000-000000000000";
@@ -179,6 +180,11 @@ async function sshKeys() {
   await both("createSshKey", (n) => ({ name: `key-${n}`, public_key: key(n) }));
   const listed = await both("listSshKeys");
   await both("deleteSshKey", (n) => ({ keyId: String(listed?.[n - 1]?.id) }));
+  // What the test that started the server serves as GitHub has one profile, with two keys.
+  const imported = await both("importGithubProfileSshKeys", { github_username: "octocat" });
+  same([imported?.keys_added, imported?.keys_skipped], [2, 0], "keys of a profile");
+  const synced = await both("syncGithubSshKeys");
+  same([synced?.keys_updated, synced?.keys_removed], [2, 0], "keys of a profile again");
 }
 
 async function kms(cvm) {

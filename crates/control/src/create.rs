@@ -12,6 +12,7 @@ use holdfast_model::operation::{Diff, FieldDiff, Value};
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use holdfast_store::accept::{IfBusy, Touch, VmSubmit, vm_operation_accept};
 use holdfast_store::revisions::revision_first;
+use holdfast_store::ssh_keys::ssh_keys_in;
 use holdfast_store::vms::{self, NewVm, Vm};
 use holdfast_store::{Store, Tx, nodes};
 use sha2::{Digest, Sha256};
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::deploy::{Wanted, app_id_bytes, port_seed};
-use crate::{Control, Principal, RequestInfo, placement};
+use crate::{Control, Principal, RequestInfo, placement, ssh_keys};
 
 /// Everything of a CVM that is decided before its node is.
 pub(crate) struct Blueprint {
@@ -63,6 +64,7 @@ impl Control {
             vm_port: *vm_port,
         });
         let os_image_hash = node.images()?.into_iter().find(|i| i.name == wanted.image).and_then(|i| i.os_image_hash);
+        let keys = ssh_keys_in(&mut tx, who.user_id).await?;
         let new = NewVm {
             uuid: Uuid::new_v4().to_string(),
             app_row,
@@ -78,7 +80,7 @@ impl Control {
             compose_hash: blueprint.compose_hash,
             env_names: blueprint.env_names,
             encrypted_env: blueprint.encrypted_env,
-            user_config: wanted.user_config,
+            user_config: ssh_keys::with_keys(wanted.user_config, &keys),
             listed: wanted.listed,
             restart_policy: blueprint.restart_policy,
             visibility: blueprint.visibility,

@@ -35,6 +35,7 @@ pub mod people;
 pub mod placement;
 pub mod schedules;
 pub mod setup;
+pub mod ssh_keys;
 pub mod streams;
 pub mod tokens;
 pub mod update;
@@ -74,6 +75,10 @@ pub struct Settings {
     pub retention: Option<Duration>,
     /// Operations that may wait for one resource, where they may wait at all.
     pub queue_limit: i64,
+    /// Where the keys of GitHub profiles are fetched from, without a trailing slash.
+    pub github_url: String,
+    /// How long such a fetch may take as a whole.
+    pub github_patience: Duration,
 }
 
 impl Default for Settings {
@@ -87,6 +92,8 @@ impl Default for Settings {
             log_url_lifetime: Duration::from_secs(3600),
             retention: None,
             queue_limit: 16,
+            github_url: "https://github.com".to_owned(),
+            github_patience: Duration::from_secs(10),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod cloud;
+pub mod github;
 pub mod leftovers;
 pub mod sdk;
 pub mod small;

@@ -32,6 +32,7 @@ pub struct Config {
     pub log_url_lifetime_s: u64,
     pub retention: Retention,
     pub queue_limit: u16,
+    github_url: String,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -140,10 +141,13 @@ impl Config {
                 self.listen
             );
         }
-        if !self.public_url.is_empty() {
-            let url = url::Url::parse(&self.public_url).context("public_url")?;
+        for (key, text) in [("public_url", &self.public_url), ("github_url", &self.github_url)] {
+            if text.is_empty() && key == "public_url" {
+                continue;
+            }
+            let url = url::Url::parse(text).context(key)?;
             if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-                bail!("public_url \"{}\" is not an http or https URL", self.public_url);
+                bail!("{key} \"{text}\" is not an http or https URL");
             }
         }
         for (key, factor) in [("vcpu_overcommit", self.vcpu_overcommit), ("disk_overcommit", self.disk_overcommit)] {
@@ -209,6 +213,8 @@ impl Config {
             log_url_lifetime: seconds(self.log_url_lifetime_s),
             retention: self.retention.0,
             queue_limit: i64::from(self.queue_limit),
+            github_url: self.github_url.trim_end_matches('/').to_owned(),
+            github_patience: seconds(10),
         }
     }
 
@@ -301,6 +307,8 @@ mod tests {
             ("nonsense", "1"),
             ("listen", "0.0.0.0:8440"),
             ("public_url", "example"),
+            ("github_url", ""),
+            ("github_url", "ftp://github.com"),
             ("vcpu_overcommit", "0"),
             ("retention", "0d"),
             ("retention", "a year"),

@@ -113,6 +113,14 @@ codes! {
     RangeInvalid      = "HF-0143", 400, None, "Ask for a shorter time, or for one that ends after it begins.";
     FamilyNotFound    = "HF-0147", 404, Some("ERR-02-001"), "See GET /api/v1/instance-types for the families there are.";
 
+    // SSH keys
+    SshKeyNotFound    = "HF-0150", 404, None, "See GET /api/v1/user/ssh-keys for the keys you have.";
+    SshKeyInvalid     = "HF-0151", 422, None, "Send the one line of a .pub file, as ssh-keygen writes it.";
+    SshKeyTaken       = "HF-0152", 400, None, "Nothing needs to be done: the key is put into your new CVMs.";
+    SshKeyLimit       = "HF-0153", 400, None, "Delete a key that you do not use any more.";
+    GithubUnreachable = "HF-0154", 400, None, "Try again later, or add the keys one by one with POST /api/v1/user/ssh-keys.";
+    GithubUserNotFound = "HF-0155", 400, None, "Check how the username is spelt.";
+
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";
     NoNode            = "HF-0121", 400, Some("ERR-02-002"), "Wait for a node to come ONLINE: `holdfast nodes list`.";

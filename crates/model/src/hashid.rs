@@ -20,6 +20,7 @@ pub enum Prefix {
     NodeToken,
     /// A published port.
     PortMapping,
+    SshKey,
 }
 
 impl Prefix {
@@ -33,6 +34,7 @@ impl Prefix {
             Self::KmsContract => "kc_",
             Self::NodeToken => "ntk_",
             Self::PortMapping => "pm_",
+            Self::SshKey => "sshkey_",
         }
     }
 }
@@ -40,7 +42,7 @@ impl Prefix {
 // Each prefix gets an order of the alphabet of its own, so that row 1 does not look alike everywhere.
 const ALPHABET: &str = "k3jq7ZpXnB5tRy2sVwLm9HdGfC8vKbTz4FcQxWrNJhPgMSD6";
 
-static ENCODERS: LazyLock<[Sqids; 8]> = LazyLock::new(|| {
+static ENCODERS: LazyLock<[Sqids; 9]> = LazyLock::new(|| {
     std::array::from_fn(|turn| {
         let mut alphabet: Vec<char> = ALPHABET.chars().collect();
         let turned = (turn * 7 + 1) % alphabet.len();

@@ -41,6 +41,7 @@ pub mod queue;
 pub mod retention;
 pub mod revisions;
 pub mod schedules;
+pub mod ssh_keys;
 pub mod tenancy;
 pub mod usage;
 pub mod users;

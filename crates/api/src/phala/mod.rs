@@ -18,6 +18,7 @@ mod nodes;
 mod os_images;
 mod page;
 mod quotas;
+mod ssh_keys;
 mod status;
 mod tokens;
 mod version;
@@ -47,6 +48,7 @@ use crate::App;
         (name = "Workspaces", description = "Who you are and where you work"),
         (name = "Authentication", description = "Logins"),
         (name = "Tokens", description = "API tokens"),
+        (name = "SSH keys", description = "The caller's SSH keys, for new CVMs"),
         (name = "Catalogue", description = "Nodes, instance types and OS images on offer"),
     )
 )]
@@ -87,6 +89,10 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(invitations::shareable))
         .routes(routes!(invitations::revoke))
         .routes(routes!(quotas::get))
+        .routes(routes!(ssh_keys::list, ssh_keys::create))
+        .routes(routes!(ssh_keys::delete))
+        .routes(routes!(ssh_keys::import))
+        .routes(routes!(ssh_keys::sync))
         .routes(routes!(nodes::available))
         .routes(routes!(create_resources::get))
         .routes(routes!(instance_types::list))

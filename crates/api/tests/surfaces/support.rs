@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use crate::access::guard;
 use crate::contract;
+use crate::github::Github;
 
 pub const V2025: &str = "2025-10-28";
 pub const V2026: &str = "2026-01-21";
@@ -43,6 +44,8 @@ pub struct Server {
     pub control: Control,
     router: axum::Router,
     pub key: String,
+    /// What it takes for GitHub.
+    pub github: Github,
     /// While true the node does nothing, so that operations stay in progress.
     pub held: Arc<AtomicBool>,
     /// While true its guests do not power off when they are only asked to.
@@ -101,7 +104,13 @@ impl Server {
         let key_file = folder.path().join("admin.key");
         setup::first_admin(&store, &SystemClock, &key_file).await.expect("an administrator");
         let token = setup::node_token(&store, &SystemClock, "test").await.expect("a node token");
-        let settings = Settings { public_url: "https://cloud.example".to_owned(), ..Settings::default() };
+        let github = Github::start().await;
+        let settings = Settings {
+            public_url: "https://cloud.example".to_owned(),
+            github_url: github.url.clone(),
+            github_patience: Duration::from_secs(3),
+            ..Settings::default()
+        };
         let control = Control::new(store, keys, settings, Arc::new(SystemClock));
         let token_id = control.authenticate_node(&token).await.expect("the token is known");
         let (held, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
@@ -112,7 +121,7 @@ impl Server {
         tokio::spawn(stop.clone().run_until_cancelled_owned(node.run()));
         let router = holdfast_api::router(App { control: control.clone(), needs_node: true });
         let key = std::fs::read_to_string(key_file).expect("the key file");
-        Self { control, router, key: key.trim().to_owned(), held, deaf, fails_boot, ended, stop, folder }
+        Self { control, router, key: key.trim().to_owned(), github, held, deaf, fails_boot, ended, stop, folder }
     }
 
     /// A request with the administrator's key.

@@ -4,6 +4,7 @@
 
 use holdfast_e2e::cli::Phala;
 use holdfast_e2e::cloud::{Cloud, SOON, text};
+use holdfast_e2e::github;
 use holdfast_harness::operation;
 use serde_json::{Value, json};
 
@@ -17,7 +18,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let cloud = Cloud::simulated(20);
+        Self::of(Cloud::simulated(20))
+    }
+
+    fn of(cloud: Cloud) -> Self {
         let phala = Phala::new(&cloud);
         let file = cloud.folder.path().join("docker-compose.yml");
         std::fs::write(&file, COMPOSE).expect("a compose file");
@@ -60,11 +64,6 @@ impl Bench {
         let newest = operation::newest(&self.cloud.client, cvm).expect("an operation");
         assert_eq!(newest["operation_type"], operation_type, "{newest:#}");
         self.cloud.done(&text(&newest["id"]), SOON);
-    }
-
-    fn has_route(&self, path: &str) -> bool {
-        let document = self.cloud.client.get("/openapi/phala.json").expect("it answers").json();
-        document["paths"].get(path).is_some()
     }
 
     fn app_id(&self, cvm: &str) -> String {
@@ -152,11 +151,6 @@ fn looks_in_words_and_in_json() {
         bench.human(&[command]);
         assert!(bench.json(&[command, "--json"]).to_string().contains("admin"));
     }
-    // Not routed yet; to be run as soon as it is.
-    if bench.has_route("/api/v1/user/ssh-keys") {
-        bench.human(&["ssh-keys", "list"]);
-        bench.json(&["ssh-keys", "list", "--json"]);
-    }
     bench.tells(&["runtime-config", "shown-app"], &["Hostname", "SSH Keys"]);
     assert!(bench.json(&["runtime-config", &app, "--json"])["ssh_authorized_keys"].is_array());
     // Without a TEE there is nothing to attest, and it says so.
@@ -189,6 +183,42 @@ fn looks_in_words_and_in_json() {
     // Last, because every command after it is about the linked CVM.
     bench.tells(&["link", "shown-app"], &["Found CVM", "linked successfully"]);
     bench.tells(&["cvms", "get"], &["shown-app", "running"]);
+}
+
+/// Row 13: SSH keys from a file and from GitHub, and in the CVMs that are made then.
+#[test]
+fn ssh_keys_in_words_and_in_json() {
+    let github = github::serve(&[github::key(1), github::key(2)]);
+    let bench = Bench::of(Cloud::simulated_with("HOLDFAST_GITHUB_URL", &github));
+    bench.tells(&["ssh-keys", "list"], &["No SSH keys"]);
+    assert_eq!(bench.json(&["ssh-keys", "list", "--json"]), json!([]));
+
+    let file = bench.cloud.folder.path().join("laptop.pub");
+    std::fs::write(&file, github::key(1) + "\n").expect("a key file");
+    let add = ["ssh-keys", "add", "--name", "my laptop", "--key-file", file.to_str().expect("a path")];
+    bench.tells(&add, &["Added SSH key \"my laptop\"", "ssh-ed25519", "SHA256:"]);
+    assert!(bench.refused(&add).contains("You have this key already"));
+    let list = bench.json(&["ssh-keys", "list", "--json"]);
+    let id = text(&list[0]["id"]);
+    bench.tells(&["ssh-keys", "list"], &[&id, "my laptop", "manual"]);
+
+    bench.tells(&["ssh-keys", "import-github", github::PROFILE], &["Added 1 SSH key", "1 skipped"]);
+    let again = bench.json(&["ssh-keys", "import-github", github::PROFILE, "--json"]);
+    assert_eq!((&again["keys_added"], &again["keys_skipped"]), (&json!(0), &json!(2)), "{again}");
+    assert!(bench.refused(&["ssh-keys", "import-github", "nobody-at-all"]).contains("knows no user"));
+
+    bench.tells(&["deploy", "-c", &bench.compose, "-n", "keyed-app"], &["CVM created successfully"]);
+    bench.done("keyed-app", "create");
+    let config = bench.json(&["runtime-config", "keyed-app", "--json"]);
+    assert_eq!(config["ssh_authorized_keys"], json!([github::key(1), github::key(2)]));
+
+    bench.tells(&["ssh-keys", "remove", &id, "-y"], &[&id, "removed"]);
+    assert!(bench.refused(&["ssh-keys", "remove", &id, "-y"]).contains("no such SSH key"));
+    let left = bench.json(&["ssh-keys", "list", "--json"]);
+    assert_eq!((left.as_array().map(Vec::len), &left[0]["source"]), (Some(1), &json!("github")));
+    // What is there has the keys of its making.
+    let config = bench.json(&["runtime-config", "keyed-app", "--json"]);
+    assert_eq!(config["ssh_authorized_keys"].as_array().map(Vec::len), Some(2));
 }
 
 /// Row 14, and the rest of `instances`: more CVMs of one app, and fewer.

@@ -6,11 +6,13 @@
 use std::process::{Command, Output};
 
 use holdfast_e2e::cloud::Cloud;
+use holdfast_e2e::github;
 use serde_json::Value;
 
 /// Runs a script of `tests/clients/` on a fresh server; it must find no problem.
 fn judged(program: &str, script: &str, args: &[&str]) {
-    let cloud = Cloud::simulated(1);
+    let github = github::serve(&[github::key(101), github::key(102)]);
+    let cloud = Cloud::simulated_with("HOLDFAST_GITHUB_URL", &github);
     let folder = holdfast_e2e::root().join("tests/clients");
     let program = if program.contains('/') { folder.join(program) } else { program.into() };
     let Output { status, stdout, stderr } = Command::new(&program)

@@ -78,6 +78,9 @@ impl World {
         let tokens = server.at(V2026).any("GET", "/holdfast/v1/node-tokens", NONE).await.expect(200);
         let token = server.with_key(&members[0].key).post("/tokens", &json!({ "name": "walked" })).await.expect(200);
         let operation = text(&operations["items"][0]["id"]);
+        // Of whoever asks first: it is theirs and nobody else's in the workspace.
+        let key = json!({ "name": format!("{MARK}-key"), "public_key": crate::ssh_keys::key(9) });
+        let key = server.with_key(&members[0].key).post("/user/ssh-keys", &key).await.expect(201);
         let entry = text(&audit["items"][0]["id"]);
         let invite = json!({ "email": format!("{MARK}-guest@example.com"), "role": "member" });
         let invitation = server.at(V2026).post(&format!("/workspaces/{MARK}/invitations"), &invite).await.expect(200);
@@ -110,6 +113,7 @@ impl World {
             ("{family}", "cpu".to_owned()),
             // Of whoever comes first: nobody else has it.
             ("{token_id}", token["id"].to_string()),
+            ("{key_id}", text(&key["id"])),
         ];
         let mut secrets = server.names_of_workspace(1).await;
         secrets.insert(MARK.to_owned());
@@ -152,6 +156,8 @@ impl World {
             }
             ("PATCH", "/cvms/instance-ids") => json!({ "cvm_ids": [cvm], "dry_run": true }),
             ("POST", "/cvms/batch-stop") => json!({ "cvm_ids": [cvm] }),
+            ("POST", "/user/ssh-keys") => json!({ "name": "mine", "public_key": crate::ssh_keys::key(1) }),
+            ("POST", "/user/ssh-keys/github-profile") => json!({ "github_username": "nobody" }),
             ("POST", "/status/batch") => json!({ "vm_uuids": [cvm] }),
             ("POST", "/cvms") => json!({ "app_id": app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("some-other-app"),

@@ -31,6 +31,7 @@ struct Ids {
     user: String,
     invitation: String,
     token: String,
+    key: String,
 }
 
 impl Ids {
@@ -45,6 +46,7 @@ impl Ids {
             user: "usr_none".to_owned(),
             invitation: "1000000".to_owned(),
             token: "999999".to_owned(),
+            key: "none".to_owned(),
         }
     }
 
@@ -62,6 +64,7 @@ impl Ids {
             ("{invitation_id}", &self.invitation),
             ("{family}", &self.family),
             ("{token_id}", &self.token),
+            ("{key_id}", &self.key),
         ];
         let path = ids.iter().fold(template.to_owned(), |path, (name, id)| path.replace(name, id));
         assert!(!path.contains('{'), "{path}: the walk knows no such parameter");
@@ -97,6 +100,7 @@ pub async fn walk(version: Option<&'static str>) -> Seen {
     walk.several_of_an_app().await;
     walk.failures().await;
     walk.people().await;
+    walk.ssh_keys().await;
     walk.refusals().await;
     walk.refusals_with_a_cause().await;
     walk.too_often().await;
@@ -190,6 +194,8 @@ impl Walk {
             ("POST", "/cvms/batch-stop") => json!({ "cvm_ids": [] }),
             ("POST", "/cvms") => json!({ "app_id": self.app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("other-app"),
+            ("POST", "/user/ssh-keys") => json!({ "name": "laptop", "public_key": crate::ssh_keys::key(1) }),
+            ("POST", "/user/ssh-keys/github-profile") => json!({ "github_username": "octocat" }),
             ("POST", "/status/batch") => json!({ "vm_uuids": [NOWHERE] }),
             ("POST", "/workspaces/check-slug") => json!({ "slug": "free-slug" }),
             ("POST", "/workspaces/{workspace_slug}/invitations") => json!({ "email": "a@b.c", "role": "member" }),
@@ -478,6 +484,23 @@ impl Walk {
         self.ask(200, "DELETE", &format!("{here}/members/{id}"), Value::Null).await;
     }
 
+    /// Keys of the caller's own, and of a profile.
+    async fn ssh_keys(&mut self) {
+        let keys = "/user/ssh-keys";
+        let body = |walk: &Self, path: &str| walk.body("POST", path);
+        let made = self.ask(201, "POST", keys, body(self, keys)).await.json();
+        self.ask(400, "POST", keys, body(self, keys)).await;
+        self.ask(422, "POST", keys, json!({ "name": "laptop", "public_key": "none" })).await;
+        let profile = format!("{keys}/github-profile");
+        self.ask(400, "POST", &profile, body(self, &profile)).await;
+        self.server.github.has("octocat", &crate::ssh_keys::key(2));
+        self.ask(200, "POST", &profile, body(self, &profile)).await;
+        self.ask(422, "POST", &profile, json!({ "github_username": "../octocat" })).await;
+        self.ask(200, "POST", &format!("{keys}/github-sync"), Value::Null).await;
+        self.ask(200, "GET", keys, Value::Null).await;
+        self.ask(204, "DELETE", &format!("{keys}/{}", made["id"].as_str().expect("an id")), Value::Null).await;
+    }
+
     /// What every route refuses, by the statuses that the document names for it.
     async fn refusals(&mut self) {
         let narrow = json!({ "name": "narrow", "scopes": ["audit.read"] });
@@ -496,6 +519,7 @@ impl Walk {
                     user: "%FF".into(),
                     invitation: "%FF".into(),
                     family: "%FF".into(),
+                    key: "%FF".into(),
                     ..here.clone()
                 };
                 match status {
