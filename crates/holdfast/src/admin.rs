@@ -1,6 +1,7 @@
 //! `holdfast admin`: what needs the data folder itself. Works beside a running server.
 
 mod credentials;
+mod quotas;
 
 use std::process::ExitCode;
 
@@ -38,9 +39,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What workspaces may have; asks the server
+    #[command(subcommand)]
+    Quotas(quotas::Command),
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
+    let command = match command {
+        Command::Quotas(command) => return quotas::run(command),
+        command => command,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -59,6 +67,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
                 print(json, "key", &key);
             }
+            Command::Quotas(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     })

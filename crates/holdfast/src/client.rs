@@ -44,12 +44,12 @@ impl Client {
 
     /// Reads a path of our own surface.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        self.send(Method::GET, path).await
+        self.ask(Method::GET, path, None).await
     }
 
     /// Asks for something to be done.
     pub async fn post(&self, path: &str) -> Result<Value> {
-        self.send(Method::POST, path).await
+        self.ask(Method::POST, path, None).await
     }
 
     /// Reads a path whose answer is a file, in pieces.
@@ -66,9 +66,14 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&self, method: Method, path: &str) -> Result<Value> {
+    /// Any request of our own surface, with a body if it has one.
+    pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let url = format!("{}/holdfast/v1{path}", self.url);
-        let answer = self.http.request(method, &url).header("X-API-Key", &self.key).send().await;
+        let mut request = self.http.request(method, &url).header("X-API-Key", &self.key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await;
         let answer = answer.with_context(|| format!("cannot reach {}", self.url))?;
         let status = answer.status();
         let body: Value =
