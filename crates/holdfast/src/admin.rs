@@ -2,6 +2,7 @@
 //! beside a running server or without one; people and workspaces are asked of the server, as any client does.
 
 mod credentials;
+mod quotas;
 mod users;
 mod workspaces;
 
@@ -49,10 +50,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What workspaces may have; asks the server
+    #[command(subcommand)]
+    Quotas(quotas::Command),
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
     let command = match command {
+        Command::Quotas(command) => return quotas::run(command),
         Command::Users(command) => return users::run(command),
         Command::Workspaces(command) => return workspaces::run(command),
         other => other,
@@ -75,7 +80,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
                 print(json, "key", &key);
             }
-            Command::Users(_) | Command::Workspaces(_) => {}
+            Command::Quotas(_) | Command::Users(_) | Command::Workspaces(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     })
