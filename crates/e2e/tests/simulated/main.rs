@@ -17,3 +17,4 @@ mod sdks;
 mod serving;
 mod traps;
 mod updates;
+mod webhooks;
