@@ -33,6 +33,7 @@ cargo xtask bench ops [--quick] [--only FIGURE]     operations per second, and p
 cargo xtask bench api [--quick]                     details and pages of 100,000 CVMs
 cargo xtask bench update [--quick]                  from a compose update to the new app, step by step
 cargo xtask bench logs [--quick]                    100 followers of one busy log
+cargo xtask bench webhooks [--quick]                 deliveries per second, and their lag behind commits
 cargo xtask openapi                                 writes openapi/*.json from the code
 cargo xtask contract PAGES                          what the contract tests hold answers to, from the Phala API's pages";
 
@@ -55,7 +56,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["crash", rest @ ..] => crash::run(rest),
         ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
-        ["bench", name @ ("ops" | "api" | "update" | "logs"), rest @ ..] => bench::loaded(name, rest),
+        ["bench", name @ ("ops" | "api" | "update" | "logs" | "webhooks"), rest @ ..] => bench::loaded(name, rest),
         ["openapi"] => artifacts::openapi(),
         ["contract", rest @ ..] => contract::run(rest),
         [] | ["help" | "--help" | "-h"] => {

@@ -43,6 +43,7 @@ pub mod tokens;
 pub mod update;
 pub mod usage;
 pub mod vms;
+pub mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ use holdfast_model::Timestamp;
 use holdfast_store::Store;
 use holdfast_trust::chain::SealKey;
 use holdfast_trust::kms::Root;
+use holdfast_trust::wrap::MasterKey;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
@@ -85,6 +87,7 @@ pub struct Settings {
     pub catalogue: Arc<catalogue::Catalogue>,
     /// How much a caller may ask for in how much time.
     pub rates: rates::Rates,
+    pub webhooks: webhooks::Options,
 }
 
 impl Default for Settings {
@@ -102,6 +105,7 @@ impl Default for Settings {
             github_patience: Duration::from_secs(10),
             catalogue: Arc::default(),
             rates: rates::Rates::default(),
+            webhooks: webhooks::Options::default(),
         }
     }
 }
@@ -113,6 +117,8 @@ pub struct Keys {
     pub(crate) log_token: Zeroizing<[u8; 32]>,
     /// Signs checkpoints of the chain.
     pub(crate) seal: SealKey,
+    /// Wraps the secrets of webhooks.
+    pub(crate) webhooks: MasterKey,
 }
 
 /// The core that every surface and loop shares.
@@ -130,6 +136,8 @@ pub struct Control {
     pub(crate) desired: Arc<watch::Sender<u64>>,
     /// Changes when events were written.
     pub(crate) events_bell: Arc<watch::Sender<u64>>,
+    /// Changes when webhooks, or what is to be sent to them, did.
+    pub(crate) webhooks_bell: Arc<watch::Sender<u64>>,
     pub(crate) feed: events::Feed,
     pub(crate) env_keys: Arc<env_keys::EnvKeys>,
     pub(crate) uses: Arc<identity::Uses>,
@@ -149,6 +157,7 @@ impl Control {
             work: Arc::new(Notify::new()),
             desired: Arc::new(watch::Sender::new(0)),
             events_bell: Arc::new(watch::Sender::new(0)),
+            webhooks_bell: Arc::new(watch::Sender::new(0)),
             feed: events::Feed::default(),
             env_keys: Arc::default(),
             uses: Arc::default(),

@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use holdfast_control::catalogue::Catalogue;
 use holdfast_control::rates::{Rate, Rates};
+use holdfast_control::webhooks::guard::Guard;
+use ipnet::IpNet;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -39,6 +41,9 @@ pub struct Config {
     pub rate_limit_mutations: RateLimit,
     pub rate_limit_failures: RateLimit,
     instance_types: String,
+    webhook_networks: Networks,
+    webhook_http: bool,
+    webhooks_per_workspace: u32,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -104,6 +109,21 @@ impl TryFrom<String> for RateLimit {
         }
         let rate = text.parse().map_err(|why| format!("rate limit: {why}, and not \"none\""))?;
         Ok(Self(Some(rate)))
+    }
+}
+
+/// Ranges of addresses, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Networks(pub Vec<IpNet>);
+
+impl TryFrom<String> for Networks {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let read = |word: &str| word.parse().map_err(|_| format!("\"{word}\" is no range like \"10.1.0.0/16\""));
+        words.map(read).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -243,6 +263,10 @@ impl Config {
                 mutations: self.rate_limit_mutations.0,
                 failures: self.rate_limit_failures.0,
             },
+            webhooks: holdfast_control::webhooks::Options {
+                guard: Guard { networks: self.webhook_networks.0.clone(), http: self.webhook_http },
+                per_workspace: i64::from(self.webhooks_per_workspace),
+            },
             ..holdfast_control::Settings::default()
         }
     }
@@ -350,6 +374,7 @@ mod tests {
             ("github_url", "ftp://github.com"),
             ("vcpu_overcommit", "0"),
             ("retention", "0d"),
+            ("webhook_networks", "10.1.0.0"),
             ("retention", "a year"),
             ("rate_limit_reads", "many"),
             ("rate_limit_failures", "0/s"),

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use holdfast_api::App;
 use holdfast_control::loops::worker;
-use holdfast_control::{Control, Settings, SystemClock, setup};
+use holdfast_control::{Clock, Control, Settings, SystemClock, setup};
 use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
 use holdfast_model::image::ImageInfo;
@@ -102,6 +102,11 @@ impl Server {
 
     /// The same with what an operator has set.
     pub async fn start_with(settings: Settings) -> Self {
+        Self::start_at(settings, Arc::new(SystemClock)).await
+    }
+
+    /// The same with another clock.
+    pub async fn start_at(settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path()).await.expect("a store");
         let master = setup::master_key(&folder.path().join("master.key"), true).expect("a master key");
@@ -116,7 +121,7 @@ impl Server {
             github_patience: Duration::from_secs(3),
             ..settings
         };
-        let control = Control::new(store, keys, settings, Arc::new(SystemClock));
+        let control = Control::new(store, keys, settings, clock);
         let token_id = control.authenticate_node(&token).await.expect("the token is known");
         let (held, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let node = Node::register(control.clone(), token_id, held.clone()).await;
@@ -383,6 +388,10 @@ impl Ask<'_> {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.server.send(self.request("GET", path).body(Body::empty()).expect("a request")).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.server.send(self.request("PUT", path).body(Body::from(body.to_string())).expect("a request")).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {

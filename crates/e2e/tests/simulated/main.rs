@@ -19,3 +19,4 @@ mod sdks;
 mod serving;
 mod traps;
 mod updates;
+mod webhooks;
