@@ -31,6 +31,7 @@ cargo xtask sim [--seeds N] [--seed S]              engine, nodes and faults, si
 cargo xtask bench boot [--runs N]                   how long a boot takes, and what of it is ours
 cargo xtask bench ops [--quick] [--only FIGURE]     operations per second, and pages and streams of them
 cargo xtask bench api [--quick]                     details and pages of 100,000 CVMs
+cargo xtask bench auth [--quick]                    what it costs a request to be let in
 cargo xtask bench update [--quick]                  from a compose update to the new app, step by step
 cargo xtask bench logs [--quick]                    100 followers of one busy log
 cargo xtask bench webhooks [--quick]                 deliveries per second, and their lag behind commits
@@ -56,7 +57,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["crash", rest @ ..] => crash::run(rest),
         ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
-        ["bench", name @ ("ops" | "api" | "update" | "logs" | "webhooks"), rest @ ..] => bench::loaded(name, rest),
+        ["bench", name @ ("ops" | "api" | "auth" | "update" | "logs" | "webhooks"), rest @ ..] => bench::loaded(name, rest),
         ["openapi"] => artifacts::openapi(),
         ["contract", rest @ ..] => contract::run(rest),
         [] | ["help" | "--help" | "-h"] => {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `update`, `logs` and
-//! `webhooks`:
+//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `auth`, `update`, `logs`
+//! and `webhooks`:
 //! the modules of these names.
 //!
 //! The one rule: every figure stands beside the same thing without us, measured in the same run, because the machines that
@@ -8,6 +8,8 @@
 mod accept;
 #[cfg(feature = "ops")]
 mod api;
+#[cfg(feature = "ops")]
+mod auth;
 mod boot;
 #[cfg(feature = "ops")]
 mod logs;
@@ -52,6 +54,7 @@ pub fn loaded(name: &str, words: &[&str]) -> Result<()> {
     #[cfg(feature = "ops")]
     return match name {
         "api" => api::run(words),
+        "auth" => auth::run(words),
         "logs" => logs::run(words),
         "update" => update::run(words),
         "webhooks" => webhooks::run(words),

@@ -8,7 +8,7 @@ use holdfast_harness::client::VERSION_DEPLOY;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -69,6 +69,19 @@ impl Connection {
             bail!("{path} was answered with {status}: {}", String::from_utf8_lossy(&body));
         }
         Ok(body)
+    }
+
+    /// The status of whatever is answered with this key; none when it is empty.
+    pub async fn status_as(&mut self, key: &str, path: &str) -> Result<StatusCode> {
+        let mut request = Request::builder().uri(path).header("host", &self.target.address);
+        if !key.is_empty() {
+            request = request.header("x-api-key", key);
+        }
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request.body(Full::default())?).await?;
+        let status = response.status();
+        response.into_body().collect().await?;
+        Ok(status)
     }
 
     pub async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
