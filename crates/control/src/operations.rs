@@ -20,7 +20,17 @@ enum Intervention {
 impl Control {
     /// An operation of the caller's workspace.
     pub async fn operation_find(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
-        let found = self.store.operation(Some(who.workspace_id), &id.to_ascii_lowercase()).await?;
+        self.operation_of(Some(who.workspace_id), id).await
+    }
+
+    /// An operation that the caller may look at: one of their workspace, or any for whoever runs the installation.
+    pub async fn operation_see(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
+        let everywhere = who.may(Action::RunInstallation);
+        self.operation_of((!everywhere).then_some(who.workspace_id), id).await
+    }
+
+    async fn operation_of(&self, workspace: Option<i64>, id: &str) -> Result<Operation, Error> {
+        let found = self.store.operation(workspace, &id.to_ascii_lowercase()).await?;
         found.ok_or_else(|| {
             let archive = match self.settings.retention {
                 Some(_) => " One that was over for longer than operations stay here is in the server's archive.",
@@ -35,7 +45,7 @@ impl Control {
         self.intervene(who, info, id, Intervention::Cancel).await
     }
 
-    /// Gives a stuck operation up. Only for administrators.
+    /// Gives a stuck operation up, whichever workspace it is of. Only for administrators of the installation.
     pub async fn operation_abandon(&self, who: &Principal, info: &RequestInfo, id: &str) -> Result<Operation, Error> {
         who.require(Action::RunInstallation)?;
         self.intervene(who, info, id, Intervention::Abandon).await
@@ -49,7 +59,10 @@ impl Control {
         id: &str,
         intervention: Intervention,
     ) -> Result<Operation, Error> {
-        let operation = self.operation_find(who, id).await?;
+        let operation = match intervention {
+            Intervention::Cancel => self.operation_find(who, id).await?,
+            Intervention::Abandon => self.operation_see(who, id).await?,
+        };
         let now = self.now();
         let mut tx = self.store.begin().await?;
         if let Some(key) = &info.idempotency
@@ -74,10 +87,13 @@ impl Control {
             operation_id: Some(operation.id),
             status_code,
         };
-        audit_insert(&mut tx, who, info, entry, now).await?;
+        // The audit log of the operation's own workspace says it, also when somebody from elsewhere did it.
+        let workspace_id = interventions::operation_workspace(&mut tx, operation.id).await?;
+        let there = Principal { workspace_id, ..who.clone() };
+        audit_insert(&mut tx, &there, info, entry, now).await?;
         holdfast_store::commit(tx).await?;
         self.ring_work();
-        self.operation_find(who, id).await
+        self.operation_of(Some(workspace_id), id).await
     }
 
     /// Does a failed operation again, as a new one that names the old one. A create cannot be repeated: its VM is gone

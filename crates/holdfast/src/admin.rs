@@ -1,6 +1,9 @@
-//! `holdfast admin`: what needs the data folder itself. Works beside a running server.
+//! `holdfast admin`: what an operator does. Tokens of nodes and the lost admin key need the data folder itself, and work
+//! beside a running server or without one; people and workspaces are asked of the server, as any client does.
 
 mod credentials;
+mod users;
+mod workspaces;
 
 use std::process::ExitCode;
 
@@ -8,12 +11,20 @@ use anyhow::Result;
 use clap::Subcommand;
 use holdfast_control::{SystemClock, setup};
 use holdfast_store::Store;
+use serde_json::Value;
 
+use crate::client::{Client, block_on};
 use crate::serve::open_error;
 use crate::{Common, load};
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Accounts: who may use the installation
+    #[command(subcommand)]
+    Users(users::Command),
+    /// Workspaces, and who belongs to them
+    #[command(subcommand)]
+    Workspaces(workspaces::Command),
     /// Let in a device that shows a code, as `phala login` does
     Approve(credentials::Approve),
     /// API tokens of everybody
@@ -41,6 +52,11 @@ pub enum Command {
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
+    let command = match command {
+        Command::Users(command) => return users::run(command),
+        Command::Workspaces(command) => return workspaces::run(command),
+        other => other,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
@@ -59,6 +75,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
                 print(json, "key", &key);
             }
+            Command::Users(_) | Command::Workspaces(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -70,4 +87,28 @@ fn print(json: bool, name: &str, secret: &str) {
     } else {
         println!("{secret}");
     }
+}
+
+/// Every row of a list of the server, however many pages that takes.
+fn every(output: &users::Output, list: &str) -> Result<Vec<Value>> {
+    let client = Client::new(&output.common)?;
+    let (mut rows, mut path) = (Vec::new(), format!("{list}?limit=500"));
+    loop {
+        let page = block_on(client.get(&path))?;
+        rows.extend(page["items"].as_array().cloned().unwrap_or_default());
+        match page["next_cursor"].as_str() {
+            Some(cursor) => path = format!("{list}?limit=500&cursor={cursor}"),
+            None => return Ok(rows),
+        }
+    }
+}
+
+/// Prints rows: one line of JSON for each, or as a table.
+fn shown(output: &users::Output, rows: &[Value], table: impl FnOnce(&[Value]) -> String) -> Result<ExitCode> {
+    if output.json {
+        rows.iter().for_each(|row| println!("{row}"));
+    } else {
+        println!("{}", table(rows));
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -44,12 +44,12 @@ impl Client {
 
     /// Reads a path of our own surface.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        self.send(Method::GET, path).await
+        self.request(Method::GET, path, None).await
     }
 
     /// Asks for something to be done.
     pub async fn post(&self, path: &str) -> Result<Value> {
-        self.send(Method::POST, path).await
+        self.request(Method::POST, path, None).await
     }
 
     /// Reads a path whose answer is a file, in pieces.
@@ -66,11 +66,18 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&self, method: Method, path: &str) -> Result<Value> {
+    /// Any request to a path of our own surface. An answer without a body is null.
+    pub async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let url = format!("{}/holdfast/v1{path}", self.url);
-        let answer = self.http.request(method, &url).header("X-API-Key", &self.key).send().await;
-        let answer = answer.with_context(|| format!("cannot reach {}", self.url))?;
+        let mut request = self.http.request(method, &url).header("X-API-Key", &self.key);
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.with_context(|| format!("cannot reach {}", self.url))?;
         let status = answer.status();
+        if status == reqwest::StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
         let body: Value =
             answer.json().await.with_context(|| format!("{} did not answer as holdfast does", self.url))?;
         if status.is_success() {
@@ -90,6 +97,11 @@ fn said(body: &Value) -> anyhow::Error {
 /// Runs a command's requests.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// A word of the command line as one segment of a path.
+pub fn segment(word: &str) -> String {
+    url::form_urlencoded::byte_serialize(word.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// A text field of an answer; empty when it is null.

@@ -50,7 +50,7 @@ enum Command {
     /// Proof that the record is the one that was written
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Things that need the data folder itself
+    /// What an operator does: people, workspaces, tokens of nodes
     #[command(subcommand)]
     Admin(admin::Command),
     /// Write the OpenAPI documents

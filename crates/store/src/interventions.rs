@@ -128,3 +128,12 @@ pub async fn operation_link_retry(tx: &mut Tx, new: i64, of: i64) -> Result<(), 
         .map(drop)
         .map_err(fault)
 }
+
+/// The workspace that an operation belongs to.
+pub async fn operation_workspace(tx: &mut Tx, operation: i64) -> Result<i64, Error> {
+    sqlx::query_scalar("SELECT workspace_id FROM operation WHERE id = $1")
+        .bind(operation)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(fault)
+}

@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use holdfast_control::Principal;
 use holdfast_engine::{Direction, ops};
 use holdfast_model::Timestamp;
+use holdfast_model::access::Action;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::operation::{Diff, Kind, Status, Verb};
@@ -152,6 +153,7 @@ pub struct OperationPage {
 #[utoipa::path(get, path = "/holdfast/v1/operations", tag = "Operations", security(("key" = []), ("bearer" = [])), params(
     ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters and order"),
     ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "Operations per page, 50 by default"),
+    ("workspace" = Option<String>, Query, description = "Those of this workspace in place of the caller's: slug or `wks_` id, for administrators"),
     ("kind" = Option<String>, Query, description = "Only this kind of resource"),
     ("type" = Option<String>, Query, description = "Only this type"),
     ("operation_type" = Option<Vec<String>>, Query, description = "Only these operation types"),
@@ -167,12 +169,18 @@ pub struct OperationPage {
     (status = 200, body = OperationPage),
     (status = 400, description = "The cursor is not valid for these filters and this order"),
     (status = 401, description = "No valid API key"),
+    (status = 403, description = "Another workspace is only for administrators"),
+    (status = 404, description = "There is no such workspace"),
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Json<OperationPage>, Failure> {
     let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
+    let workspace = match params.text("workspace") {
+        Some(id) => app.control.workspace_any(&caller.who, id).await?.id,
+        None => caller.who.workspace_id,
+    };
     let filter = Filter {
-        workspace: caller.who.workspace_id,
+        workspace,
         kind: params.word("kind", Kind::parse)?,
         verb: params.word("type", Verb::parse)?,
         operation_types: params.words("operation_type", known_type)?,
@@ -192,7 +200,8 @@ pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Res
     let pending = |o: &&history::Operation| o.status().is_ok_and(|status| status == Status::Pending);
     let pending: Vec<i64> = listed.page.items.iter().filter(pending).map(|o| o.id).collect();
     let mut waiting = app.control.store.operations_waiting_for(&pending).await?;
-    let items = listed.page.items.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.is_admin()));
+    let items =
+        listed.page.items.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.may(Action::RunInstallation)));
     let items = items.collect::<Result<_, _>>()?;
     Ok(Json(OperationPage {
         items,
@@ -228,9 +237,9 @@ pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>)
     Ok(Json(read(&app, &caller.who, &id).await?))
 }
 
-/// An operation of the caller's workspace as it is now.
+/// An operation as it is now: one of the caller's workspace, or any for whoever runs the installation.
 pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operation, Error> {
-    let operation = app.control.operation_find(who, id).await?;
+    let operation = app.control.operation_see(who, id).await?;
     let mut events = app.control.store.events(&[operation.id]).await?;
     let mut waiting = app.control.store.operations_waiting_for(&[operation.id]).await?;
     let requests = app.control.store.operation_requests(&operation.uuid).await?;
@@ -243,7 +252,7 @@ pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operati
         at: Timestamp(entry.at),
         client_address: entry.client_address,
     });
-    let shown = view(&operation, &mut events, &mut waiting, who.is_admin())?;
+    let shown = view(&operation, &mut events, &mut waiting, who.may(Action::RunInstallation))?;
     Ok(Operation { requests: Some(requests.collect()), ..shown })
 }
 

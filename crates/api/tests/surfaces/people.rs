@@ -297,3 +297,64 @@ async fn a_disabled_workspace_has_no_callers() {
     let gone = server.holdfast("DELETE", "/workspaces/elsewhere/members/admin", &Value::Null).await;
     assert_eq!(gone.expect(404)["error"]["code"], "HF-0413");
 }
+
+/// Whoever runs the installation sees what others may not know of; everybody else is told what concerns them.
+#[tokio::test]
+async fn an_administrator_of_the_installation_sees_more() {
+    let server = Server::start().await;
+    let key = server.stranger("user").await;
+    let theirs =
+        server.with_key(&key).post("/cvms/provision", &crate::support::provision("their-app")).await.expect(200);
+    let commit = json!({ "app_id": theirs["app_id"], "compose_hash": theirs["compose_hash"] });
+    server.with_key(&key).post("/cvms", &commit).await.expect(200);
+    crate::support::until("it runs", async || {
+        server.with_key(&key).get("/cvms/their-app").await.expect(200)["status"] == "running"
+    })
+    .await;
+    server.deploy_running("my-app").await;
+    let names = |page: &Value| -> Vec<String> {
+        page["items"].as_array().expect("items").iter().map(|cvm| text(&cvm["name"])).collect()
+    };
+    let list = async |key: &str, query: &str| {
+        names(&server.with_key(key).get(&format!("/cvms/paginated{query}")).await.expect(200))
+    };
+    let member = member(&server, "ada", "owner").await;
+    let stranger = user(2);
+    assert_eq!(names(&server.at(V2026).get("/cvms/paginated").await.expect(200)), ["my-app"]);
+    let of_node = server.at(V2026).get("/cvms/paginated?teepod_id=1").await.expect(200);
+    assert_eq!(names(&of_node), ["my-app", "their-app"]);
+    let of_user = server.at(V2026).get(&format!("/cvms/paginated?user_id={stranger}")).await.expect(200);
+    assert_eq!(names(&of_user), ["their-app"]);
+    assert_eq!(list(&member, "?teepod_id=1").await, ["my-app"]);
+    assert!(list(&member, &format!("?user_id={stranger}")).await.is_empty());
+
+    // Operations of any workspace, with the cause; nobody else sees either.
+    server
+        .sql(
+            "UPDATE operation SET status = 'stuck', error_code = 'HF-0201', error_message = 'The node failed.',
+        error_internal = '/srv/disk1 is gone' WHERE workspace_id = 2",
+        )
+        .await;
+    let page = server.holdfast("GET", "/operations?workspace=elsewhere", &Value::Null).await.expect(200);
+    let operation = page["items"][0].clone();
+    assert_eq!((&page["total"], &operation["error"]["internal"]), (&json!(1), &json!("/srv/disk1 is gone")));
+    let path = format!("/holdfast/v1/operations/{}", text(&operation["id"]));
+    let ask = async |key: &str, method: &str, path: &str| server.with_key(key).any(method, path, ("", "")).await;
+    let own = ask(&key, "GET", &path).await;
+    assert!(!own.text().contains("/srv/disk1"), "{}", own.text());
+    assert_eq!(own.expect(200)["error"]["message"], "The node failed.");
+    let phala = server.with_key(&key).get("/cvms/their-app/operations").await;
+    assert!(!phala.text().contains("/srv/disk1"), "{}", phala.text());
+    for (key, path, status) in [
+        (&member, path.as_str(), 404),
+        (&member, "/holdfast/v1/operations?workspace=elsewhere", 403),
+        (&member, "/holdfast/v1/operations?workspace=none", 403),
+    ] {
+        assert_eq!(ask(key, "GET", path).await.status, status, "{path}");
+    }
+    // What is stuck is given up for them, and their audit log says by whom.
+    assert_eq!(ask(&server.key, "POST", &format!("{path}/cancel")).await.status, 404);
+    assert_eq!(ask(&server.key, "POST", &format!("{path}/abandon")).await.expect(200)["status"], "failed");
+    let log = ask(&key, "GET", "/holdfast/v1/audit-logs?action=operation.abandon").await.expect(200);
+    assert_eq!((&log["total"], &log["items"][0]["actor"]["name"]), (&json!(1), &json!("admin")));
+}

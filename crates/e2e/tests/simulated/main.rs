@@ -12,6 +12,7 @@ mod lifecycle;
 mod lists;
 mod logins;
 mod operating;
+mod people;
 mod schemathesis;
 mod sdks;
 mod serving;

@@ -2,6 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use holdfast_control::Principal;
+use holdfast_model::access::Action;
 use holdfast_model::error::Error;
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_store::vms::{Filter, Vm};
@@ -44,7 +46,7 @@ pub enum CvmPage {
 #[utoipa::path(get, path = "/api/v1/cvms/paginated", tag = "CVMs", operation_id = "cvms_paginated",
     params(("page" = Option<i64>, Query, minimum = 1, description = "Counted from 1"),
         ("page_size" = Option<i64>, Query, minimum = 1, maximum = 100, description = "30 unless told"),
-        ("teepod_id" = Option<i64>, Query, description = "Only on this node"),
+        ("teepod_id" = Option<i64>, Query, description = "Only on this node; of all workspaces for administrators"),
         ("user_id" = Option<String>, Query, description = "Only of this user (`usr_...`); `0` for nobody's")),
     responses((status = 200, body = CvmPage), (status = 401, description = "Authentication required"),
         (status = 422, description = "Validation error")))]
@@ -55,7 +57,7 @@ pub async fn paginated(
     params: Params,
 ) -> Result<Json<CvmPage>, Failure> {
     let page = Wanted::read(&params, 30)?;
-    let filter = Filter { workspace: Some(caller.who.workspace_id), ..filter(&params)? };
+    let filter = filter(&caller.who, &params)?;
     let (vms, total) = app.control.store.vms_page(&filter, page.size, page.offset()).await?;
     Ok(Json(match render(&app, asked.of(&caller.who), vms).await? {
         Cvms::Hosted(items) => CvmPage::Hosted(page.of(items, total)),
@@ -67,7 +69,7 @@ pub async fn paginated(
 ///
 /// The newest 1000; use the paginated list for more.
 #[utoipa::path(get, path = "/api/v1/cvms", tag = "CVMs", operation_id = "cvms_list",
-    params(("teepod_id" = Option<i64>, Query, description = "Only on this node"),
+    params(("teepod_id" = Option<i64>, Query, description = "Only on this node; of all workspaces for administrators"),
         ("user_id" = Option<String>, Query, description = "Only of this user (`usr_...`); `0` for nobody's")),
     responses((status = 200, body = Cvms), (status = 401, description = "Authentication required"),
         (status = 422, description = "Validation error")))]
@@ -77,19 +79,22 @@ pub async fn all(
     asked: Asked,
     params: Params,
 ) -> Result<Json<Cvms>, Failure> {
-    let filter = Filter { workspace: Some(caller.who.workspace_id), ..filter(&params)? };
+    let filter = filter(&caller.who, &params)?;
     let vms = app.control.store.vms(&filter, MOST, 0).await?;
     Ok(Json(render(&app, asked.of(&caller.who), vms).await?))
 }
 
-fn filter(params: &Params) -> Result<Filter<'static>, Error> {
+/// The caller's workspace; for whoever runs the installation all of them, once they ask for a node's CVMs or a user's.
+fn filter(who: &Principal, params: &Params) -> Result<Filter<'static>, Error> {
     let node = params.integer("teepod_id", 0, i64::MAX)?.or(params.integer("node_id", 0, i64::MAX)?);
     let user = params.word("user_id", |text| match text {
         // Every CVM has an owner, and no owner has the key 0.
         "0" => Some(0),
         _ => hashid::decode(Prefix::User, text),
     })?;
-    Ok(Filter { node_id: node, user_id: user, ..Filter::default() })
+    let everywhere = (node.is_some() || user.is_some()) && who.may(Action::RunInstallation);
+    let workspace = (!everywhere).then_some(who.workspace_id);
+    Ok(Filter { workspace, node_id: node, user_id: user, ..Filter::default() })
 }
 
 /// CVMs in the shape of a version.

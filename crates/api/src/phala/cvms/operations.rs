@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_engine::ops;
 use holdfast_model::Timestamp;
+use holdfast_model::access::Action;
 use holdfast_model::error::Error;
 use holdfast_model::operation::Kind;
 use holdfast_store::history::{Event, Filter, Operation};
@@ -126,7 +127,7 @@ pub async fn list(
     let listed = app.control.operations(AUDIENCE, &filter, &sort, params.text("cursor"), limit).await?;
     let ids: Vec<i64> = listed.page.items.iter().map(|operation| operation.id).collect();
     let mut events = app.control.store.events(&ids).await?;
-    let admin = caller.who.is_admin();
+    let admin = caller.who.may(Action::RunInstallation);
     let total = listed.page.total.number;
     let items = listed.page.items.into_iter().map(|operation| item(operation, &mut events, admin));
     Ok(Json(PaginatedCvmOperationsResponse {

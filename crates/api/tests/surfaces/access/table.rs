@@ -4,6 +4,7 @@
 //! in the caller's own workspace and from another one. What a row may say beside that:
 //!
 //! - `.shared()`: its parameters name what all workspaces have in common, such as the KMS; nobody is told 404.
+//! - `.seen_by_admin()`: whoever runs the installation sees it of every workspace.
 //! - `.quiet("why")`: a mutation by its method that changes nothing anybody could miss, so that it leaves no audit row.
 //! - `.repeats("why")`: the same request again is answered with what it made, and needs no second audit row.
 //! - `open(.., "why")` in place of `row(..)`: it asks for no key, because something else is the permission.
@@ -25,11 +26,17 @@ pub struct Row {
     pub quiet: Option<&'static str>,
     /// Why a success may change nothing where the same request did before.
     pub repeats: Option<&'static str>,
+    /// Whoever runs the installation sees it of every workspace.
+    pub seen_by_admin: bool,
 }
 
 impl Row {
     const fn shared(self) -> Self {
         Self { shared: true, ..self }
+    }
+
+    const fn seen_by_admin(self) -> Self {
+        Self { seen_by_admin: true, ..self }
     }
 
     const fn quiet(self, why: &'static str) -> Self {
@@ -46,11 +53,11 @@ impl Row {
 }
 
 const fn row(method: &'static str, path: &'static str, action: Action) -> Row {
-    Row { method, path, action: Some(action), shared: false, quiet: None, repeats: None }
+    Row { method, path, action: Some(action), shared: false, quiet: None, repeats: None, seen_by_admin: false }
 }
 
 const fn open(method: &'static str, path: &'static str, _why: &'static str) -> Row {
-    Row { method, path, action: None, shared: false, quiet: None, repeats: None }
+    Row { method, path, action: None, shared: false, quiet: None, repeats: None, seen_by_admin: false }
 }
 
 #[rustfmt::skip]
@@ -173,7 +180,7 @@ pub const ROWS: &[Row] = &[
     row("GET", "/holdfast/v1/operations", Read),
     row("GET", "/holdfast/v1/operations/export", RunInstallation),
     row("GET", "/holdfast/v1/operations/stream", Read),
-    row("GET", "/holdfast/v1/operations/{id}", Read),
+    row("GET", "/holdfast/v1/operations/{id}", Read).seen_by_admin(),
     row("POST", "/holdfast/v1/operations/{id}/abandon", RunInstallation),
     row("POST", "/holdfast/v1/operations/{id}/cancel", WriteVms),
     row("GET", "/holdfast/v1/operations/{id}/events", Read),
