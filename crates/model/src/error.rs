@@ -162,7 +162,7 @@ codes! {
     LogTokenInvalid   = "HF-0304", 401, None, "Fetch a fresh log URL; they expire.";
 
     // Credentials
-    LoginFailed       = "HF-0401", 401, None, "Check the name and the password; the operator sets one with `holdfast admin users set-password`.";
+    LoginFailed       = "HF-0401", 401, None, "Check the name and the password; the operator sets one with `holdfast admin set-password`.";
     TooManyAttempts   = "HF-0402", 429, None, "Wait as many seconds as Retry-After says.";
     TokenNotFound     = "HF-0403", 404, None, "See GET /api/v1/tokens for the tokens there are; a deleted one stays so.";
     DeviceCodeUnknown = "HF-0404", 404, None, "Look at the code on the device again; it works for 15 minutes and once.";
