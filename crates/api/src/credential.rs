@@ -11,6 +11,7 @@ use axum::http::{Extensions, HeaderMap, Method};
 use holdfast_control::Principal;
 use holdfast_control::identity::Presented;
 use holdfast_model::error::Error;
+use sha2::{Digest, Sha256};
 
 use crate::App;
 use crate::extract::header;
@@ -41,6 +42,12 @@ impl Credential {
         let safe = matches!(*method, Method::GET | Method::HEAD);
         let secret = session(headers).filter(|_| safe || is_same_origin(headers))?;
         Some(Self { secret: secret.to_owned(), is_cookie: true, from })
+    }
+
+    /// Names the secret without being it: the first half of its sha256.
+    pub fn digest(&self) -> [u8; 16] {
+        let digest: [u8; 32] = Sha256::digest(self.secret.as_bytes()).into();
+        std::array::from_fn(|i| digest[i])
     }
 
     /// Whoever it belongs to, if it may be used like this.

@@ -2,13 +2,15 @@
 //!
 //! The one rule: a route that has no dry run refuses the parameter (`extract::Info`) instead of ignoring it.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use holdfast_model::operation::Diff;
-use holdfast_model::preview::{self, Rehearsal};
+use holdfast_model::preview::{self, QuotaLeft, Rehearsal};
 use serde::Serialize;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder};
@@ -26,15 +28,20 @@ pub struct Preview {
     /// Null when no operation would be accepted.
     operation_type: Option<&'static str>,
     /// Each field that would change: `{"from": ..., "to": ...}`.
-    #[schema(value_type = std::collections::BTreeMap<String, Object>)]
+    #[schema(value_type = BTreeMap<String, Object>)]
     changes: Diff,
     /// What would be done, in this order.
     steps: Vec<PreviewStep>,
     /// The step after which nothing is undone any more. Null: nothing is, once the first step has begun.
     pivot: Option<&'static str>,
     placement: Option<PreviewPlacement>,
-    /// `unlimited`: this server sets workspaces no limits.
-    quota: &'static str,
+    /// `unlimited`: nothing limits the workspace. `within`: what is asked for fits into its quota. Null: nothing is reserved.
+    /// What does not fit is refused as the request itself is.
+    quota: Option<&'static str>,
+    /// What the workspace may have, and what of it is left once the request was carried out, by name: `vm_slots`, `vcpu`,
+    /// `memory_mb`, `disk_gb`. Only what is limited.
+    #[schema(value_type = BTreeMap<String, PreviewQuota>)]
+    quota_after: BTreeMap<&'static str, PreviewQuota>,
     /// The operation that it would wait for.
     would_wait_for: Option<String>,
 }
@@ -63,6 +70,12 @@ pub struct FreeAfter {
     memory_mb: i64,
     disk_gb: i64,
     slots: i64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PreviewQuota {
+    limit: i64,
+    remaining: i64,
 }
 
 /// Gives every mutation among these routes its dry run, and says so in their document.
@@ -102,6 +115,11 @@ fn view(preview: &preview::Preview) -> Preview {
         region: on.region.clone(),
         free_after: FreeAfter { vcpu: on.vcpu, memory_mb: on.memory_mb, disk_gb: on.disk_gb, slots: on.slots },
     };
+    let limited = |left: &QuotaLeft| {
+        let quota = PreviewQuota { limit: left.limit?, remaining: left.remaining? };
+        Some((left.name, quota))
+    };
+    let after: BTreeMap<_, _> = preview.quota.iter().flatten().filter_map(limited).collect();
     Preview {
         dry_run: true,
         operation_type: preview.operation_type,
@@ -109,7 +127,8 @@ fn view(preview: &preview::Preview) -> Preview {
         steps: preview.steps.iter().map(step).collect(),
         pivot: preview.pivot,
         placement: preview.placement.as_ref().map(placement),
-        quota: "unlimited",
+        quota: preview.quota.as_ref().map(|_| if after.is_empty() { "unlimited" } else { "within" }),
+        quota_after: after,
         would_wait_for: preview.waits_for.clone(),
     }
 }

@@ -21,6 +21,7 @@ pub mod extract;
 pub mod health;
 pub mod holdfast;
 pub mod idempotency;
+pub mod limits;
 pub mod metrics;
 pub mod nirvana;
 pub mod node;
@@ -28,6 +29,8 @@ pub mod pages;
 pub mod phala;
 pub mod refusals;
 pub mod witness;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -59,14 +62,22 @@ pub fn documents() -> [(&'static str, OpenApi); 3] {
 
 /// Everything this server answers.
 pub fn router(app: App) -> Router {
+    let limits = limits::Limits::new(app.control.settings.rates).map(Arc::new);
     let public = |routes: OpenApiRouter<App>, shape: error::Shape| {
         let router: Router<App> = routes.into();
-        router
+        let router = router
             .layer(DefaultBodyLimit::max(BODY_LIMIT))
             .layer(axum::middleware::from_fn_with_state(app.clone(), idempotency::layer))
             .layer(CatchPanicLayer::custom(error::panicked))
-            .layer(axum::middleware::from_fn_with_state(app.clone(), refusals::layer))
-            .layer(axum::middleware::from_fn_with_state(shape, error::render))
+            .layer(axum::middleware::from_fn_with_state(app.clone(), refusals::layer));
+        let router = match &limits {
+            Some(limits) => {
+                let state = (app.clone(), limits.clone());
+                router.layer(axum::middleware::from_fn_with_state(state, limits::layer))
+            }
+            None => router,
+        };
+        router.layer(axum::middleware::from_fn_with_state(shape, error::render))
     };
     let http = metrics::Http::default();
     let mut router = Router::new()

@@ -12,14 +12,16 @@ use holdfast_model::vm::RestartPolicy;
 use holdfast_store::apps::app_id_is_taken;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::provisions::{self, Provision};
+use holdfast_store::quotas::{Size, quota_check, quota_in};
 use holdfast_store::vms::{self, Vm};
 use holdfast_store::{Store, Tx};
 use holdfast_trust::{address, env};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::catalogue::Catalogue;
 use crate::create::Blueprint;
-use crate::dry_run::placed;
+use crate::dry_run::{left, placed};
 use crate::placement::{self, Ask, Policy};
 use crate::{Control, Principal, RequestInfo, catalogue, kms};
 
@@ -111,8 +113,14 @@ impl Control {
         let compose_hash = compose::sha256_hex(&content);
         let now = self.now();
         let nodes = self.store.nodes().await?;
-        let image = catalogue::image_choose(&catalogue::images(&nodes)?, request.image.as_deref(), request.prefer_dev)?;
-        let wanted = wanted(&request, &image.name)?;
+        let policy = self.policy();
+        let mut images = catalogue::images(nodes.iter().filter(|node| placement::is_usable(node, policy)))?;
+        if images.is_empty() || request.image.is_some() {
+            // Then placement says what is wrong with the nodes that have it.
+            images = catalogue::images(&nodes)?;
+        }
+        let image = catalogue::image_choose(&images, request.image.as_deref(), request.prefer_dev)?;
+        let wanted = wanted(&self.settings.catalogue, &request, &image.name)?;
         let ports = AppCompose::parse(&content)?.published()?.len();
         let node = placement::choose(&nodes, &wanted.ask(ports), self.policy())?;
         // An id of the caller's own may be that of an app that has the name already: then commit decides.
@@ -149,9 +157,16 @@ impl Control {
         };
         let expires_at = now.plus(PROVISION_LIFETIME);
         provisions::provision_insert(&mut tx, who.workspace_id, &provision, now, expires_at).await?;
+        // As with the room on a node: refused now if it is short, and decided again at commit.
+        let size = Size::of_vm(wanted.vcpu, wanted.memory_mb, wanted.disk_gb);
+        quota_check(&mut tx, who.workspace_id, size).await?;
+        let quota = match info.rehearsal {
+            Some(_) => Some(left(&quota_in(&mut tx, who.workspace_id).await?.after(size))),
+            None => None,
+        };
         let mut filled = node.clone();
         filled.reserve(wanted.vcpu, wanted.memory_mb, wanted.disk_gb, 1);
-        let preview = Preview { placement: Some(placed(&filled, self.policy())), ..Preview::default() };
+        let preview = Preview { placement: Some(placed(&filled, self.policy())), quota, ..Preview::default() };
         self.write_end(tx, info, preview).await?;
         Ok(Provisioned {
             app_id,
@@ -252,9 +267,12 @@ impl Wanted {
 }
 
 /// The size that was asked for: a type by name, numbers, or a type with some numbers changed.
-fn wanted(request: &ProvisionRequest, image: &str) -> Result<Wanted, Error> {
+fn wanted(catalogue: &Catalogue, request: &ProvisionRequest, image: &str) -> Result<Wanted, Error> {
     let numbers_only = request.instance_type.is_none() && (request.vcpu.is_some() || request.memory_mb.is_some());
-    let base = catalogue::instance_type(request.instance_type.as_deref().unwrap_or("tdx.small"))?;
+    let base = match &request.instance_type {
+        Some(id) => catalogue.find(id)?,
+        None => catalogue.first()?,
+    };
     let vcpu = request.vcpu.unwrap_or(base.vcpu);
     let memory_mb = request.memory_mb.unwrap_or(base.memory_mb);
     let disk_gb = request.disk_gb.unwrap_or(base.disk_gb);
@@ -265,7 +283,7 @@ fn wanted(request: &ProvisionRequest, image: &str) -> Result<Wanted, Error> {
     }
     Ok(Wanted {
         name: request.name.clone(),
-        instance_type: (!numbers_only).then(|| base.id.to_owned()),
+        instance_type: (!numbers_only).then(|| base.id.clone()),
         vcpu,
         memory_mb,
         disk_gb,

@@ -15,10 +15,11 @@
 
 use holdfast_engine::Deadlines;
 use holdfast_model::error::Error;
-use holdfast_model::preview::{Placement, PlannedStep, Preview};
+use holdfast_model::preview::{Placement, PlannedStep, Preview, QuotaLeft};
 use holdfast_store::Tx;
 use holdfast_store::nodes::Node;
 use holdfast_store::preview::{Accepted, operation_read};
+use holdfast_store::quotas::{DIMENSIONS, Quota};
 use tokio::time::Instant;
 
 use crate::placement::{self, Policy};
@@ -60,7 +61,7 @@ impl Control {
 }
 
 fn preview(accepted: Accepted, deadlines: &Deadlines, policy: Policy) -> Preview {
-    let Accepted { plan, diff, node, waits_for } = accepted;
+    let Accepted { plan, diff, node, quota, waits_for } = accepted;
     let steps = plan.into_iter().flat_map(|plan| {
         plan.steps.iter().enumerate().map(|(index, step)| PlannedStep {
             name: step.name,
@@ -74,6 +75,7 @@ fn preview(accepted: Accepted, deadlines: &Deadlines, policy: Policy) -> Preview
         steps: steps.collect(),
         pivot: plan.and_then(|plan| plan.steps.get(plan.pivot?)).map(|step| step.name),
         placement: node.map(|node| placed(&node, policy)),
+        quota: Some(left(&quota)),
         waits_for,
     }
 }
@@ -89,4 +91,10 @@ pub(crate) fn placed(node: &Node, policy: Policy) -> Placement {
         disk_gb: free.disk_gb,
         slots: free.slots,
     }
+}
+
+/// A quota as a preview shows it.
+pub(crate) fn left(quota: &Quota) -> [QuotaLeft; 4] {
+    let (limits, remaining) = (quota.limits.each(), quota.remaining().each());
+    std::array::from_fn(|i| QuotaLeft { name: DIMENSIONS[i].0, limit: limits[i], remaining: remaining[i] })
 }

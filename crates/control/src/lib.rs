@@ -33,6 +33,8 @@ pub mod operations;
 pub mod passwords;
 pub mod people;
 pub mod placement;
+pub mod quotas;
+pub mod rates;
 pub mod schedules;
 pub mod setup;
 pub mod ssh_keys;
@@ -79,6 +81,10 @@ pub struct Settings {
     pub github_url: String,
     /// How long such a fetch may take as a whole.
     pub github_patience: Duration,
+    /// Sizes that CVMs can be asked for by name.
+    pub catalogue: Arc<catalogue::Catalogue>,
+    /// How much a caller may ask for in how much time.
+    pub rates: rates::Rates,
 }
 
 impl Default for Settings {
@@ -94,6 +100,8 @@ impl Default for Settings {
             queue_limit: 16,
             github_url: "https://github.com".to_owned(),
             github_patience: Duration::from_secs(10),
+            catalogue: Arc::default(),
+            rates: rates::Rates::default(),
         }
     }
 }

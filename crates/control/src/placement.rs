@@ -46,6 +46,11 @@ pub fn free(node: &Node, policy: Policy) -> Free {
     }
 }
 
+/// True for a node that takes new CVMs as far as anybody knows: it is there, nobody set it aside, and it is well.
+pub fn is_usable(node: &Node, policy: Policy) -> bool {
+    node.ready && !node.cordoned && node.is_online(policy.now, policy.patience)
+}
+
 /// The node with the most memory left among those that can take it, or the reason why none can: the one that the node
 /// that came closest gives.
 pub fn choose<'a>(nodes: &'a [Node], ask: &Ask<'_>, policy: Policy) -> Result<&'a Node, Error> {

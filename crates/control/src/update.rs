@@ -28,9 +28,10 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::catalogue::Catalogue;
 use crate::deploy::{check_env, check_name, port_seed};
 use crate::vms::{GRACE_S, check_turn, not_found};
-use crate::{Control, Principal, RequestInfo, catalogue, placement};
+use crate::{Control, Principal, RequestInfo, placement};
 
 /// What a caller asks to change. What is `None` stays as it is.
 #[derive(Debug, Clone, Default)]
@@ -204,7 +205,7 @@ impl Control {
             })?),
             None => None,
         };
-        revised(current, update, provisioned)
+        revised(&self.settings.catalogue, current, update, provisioned)
     }
 
     /// Checks the next revision against the CVM's node, and gives it host ports.
@@ -336,13 +337,18 @@ async fn ports(
 
 /// Pure: everything that an update says, on top of the revision in force. `provisioned` are the bytes that
 /// `update.compose_hash` names.
-fn revised(current: &Revision, update: Update, provisioned: Option<String>) -> Result<Revision, Error> {
+fn revised(
+    catalogue: &Catalogue,
+    current: &Revision,
+    update: Update,
+    provisioned: Option<String>,
+) -> Result<Revision, Error> {
     let mut next = current.clone();
     if let Some(name) = &update.name {
         check_name(name)?;
         next.name.clone_from(name);
     }
-    resized(&mut next, &update)?;
+    resized(catalogue, &mut next, &update)?;
     if let Some(image) = &update.image {
         next.image.clone_from(image);
     }
@@ -381,11 +387,11 @@ fn revised(current: &Revision, update: Update, provisioned: Option<String>) -> R
     Ok(next)
 }
 
-fn resized(next: &mut Revision, update: &Update) -> Result<(), Error> {
+fn resized(catalogue: &Catalogue, next: &mut Revision, update: &Update) -> Result<(), Error> {
     if let Some(id) = &update.instance_type {
-        let size = catalogue::instance_type(id)?;
+        let size = catalogue.find(id)?;
         (next.vcpu, next.memory_mb) = (size.vcpu, size.memory_mb);
-        next.instance_type = Some(size.id.to_owned());
+        next.instance_type = Some(size.id.clone());
     }
     for (field, value, asked, least) in [
         ("vcpu", &mut next.vcpu, update.vcpu, 1),
@@ -402,14 +408,13 @@ fn resized(next: &mut Revision, update: &Update) -> Result<(), Error> {
         *value = asked;
     }
     // A type is a name for a size: another size has another name, or none.
-    let named = next.instance_type.as_deref().and_then(|id| catalogue::instance_type(id).ok());
+    let named = next.instance_type.as_deref().and_then(|id| catalogue.find(id).ok());
     let resized = update.vcpu.is_some() || update.memory_mb.is_some();
     if update.instance_type.is_none()
         && resized
         && named.is_some_and(|t| (t.vcpu, t.memory_mb) != (next.vcpu, next.memory_mb))
     {
-        let fits = catalogue::INSTANCE_TYPES.iter().find(|t| (t.vcpu, t.memory_mb) == (next.vcpu, next.memory_mb));
-        next.instance_type = fits.map(|t| t.id.to_owned());
+        next.instance_type = catalogue.of_size(next.vcpu, next.memory_mb).map(|fits| fits.id.clone());
     }
     Ok(())
 }

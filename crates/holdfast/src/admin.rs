@@ -2,6 +2,7 @@
 //! beside a running server or without one; people and workspaces are asked of the server, as any client does.
 
 mod credentials;
+mod quotas;
 mod users;
 mod workspaces;
 
@@ -49,12 +50,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What workspaces may have; asks the server
+    #[command(subcommand)]
+    Quotas(quotas::Command),
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
     let command = match command {
         Command::Users(command) => return users::run(command),
         Command::Workspaces(command) => return workspaces::run(command),
+        Command::Quotas(command) => return quotas::run(command),
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -75,7 +80,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
                 print(json, "key", &key);
             }
-            Command::Users(_) | Command::Workspaces(_) => {}
+            Command::Users(_) | Command::Workspaces(_) | Command::Quotas(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     })

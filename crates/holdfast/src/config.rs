@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use holdfast_control::catalogue::Catalogue;
+use holdfast_control::rates::{Rate, Rates};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -33,6 +35,10 @@ pub struct Config {
     pub retention: Retention,
     pub queue_limit: u16,
     github_url: String,
+    pub rate_limit_reads: RateLimit,
+    pub rate_limit_mutations: RateLimit,
+    pub rate_limit_failures: RateLimit,
+    instance_types: String,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -81,6 +87,23 @@ impl TryFrom<String> for Retention {
         let seconds =
             seconds.ok_or_else(|| format!("retention \"{text}\" is not \"forever\" and no time like \"365d\""))?;
         Ok(Self(Some(Duration::from_secs(seconds))))
+    }
+}
+
+/// So many in so much time, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RateLimit(pub Option<Rate>);
+
+impl TryFrom<String> for RateLimit {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let rate = text.parse().map_err(|why| format!("rate limit: {why}, and not \"none\""))?;
+        Ok(Self(Some(rate)))
     }
 }
 
@@ -215,7 +238,23 @@ impl Config {
             queue_limit: i64::from(self.queue_limit),
             github_url: self.github_url.trim_end_matches('/').to_owned(),
             github_patience: seconds(10),
+            rates: Rates {
+                reads: self.rate_limit_reads.0,
+                mutations: self.rate_limit_mutations.0,
+                failures: self.rate_limit_failures.0,
+            },
+            ..holdfast_control::Settings::default()
         }
+    }
+
+    /// The instance types on offer; a mistake in their file is one line.
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        if self.instance_types.is_empty() {
+            return Ok(Catalogue::default());
+        }
+        let file = absolute(&self.instance_types)?;
+        let text = std::fs::read_to_string(&file).with_context(|| format!("instance_types {}", file.display()))?;
+        Catalogue::parse(&text).map_err(|why| anyhow!("instance_types {}: {why}", file.display()))
     }
 
     /// What a node of this host works with.
@@ -312,6 +351,8 @@ mod tests {
             ("vcpu_overcommit", "0"),
             ("retention", "0d"),
             ("retention", "a year"),
+            ("rate_limit_reads", "many"),
+            ("rate_limit_failures", "0/s"),
         ] {
             let error = set(key, text).expect_err(text);
             assert!(!format!("{error:#}").contains('\n'), "{error:#}");
@@ -326,6 +367,29 @@ mod tests {
             let config = Config::load(None, &[("retention", Some(text.to_owned()))]).expect("valid");
             assert_eq!(config.settings(1).retention, seconds.map(Duration::from_secs), "{text}");
         }
+    }
+
+    #[test]
+    fn rate_limits_are_none_until_they_are_set() {
+        let config = Config::load(None, &[("rate_limit_reads", Some("20/s".to_owned()))]).expect("valid");
+        let rates = config.settings(1).rates;
+        assert_eq!((rates.reads.map(|rate| rate.count.get()), rates.mutations), (Some(20), None));
+    }
+
+    #[test]
+    fn a_file_of_instance_types_is_read_and_its_mistakes_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a path").to_owned();
+        let load = |text: &str| {
+            std::fs::write(file.path(), text).expect("written");
+            Config::load(None, &[("instance_types", Some(path.clone()))]).expect("valid").catalogue()
+        };
+        let good = "[[type]]\nid = \"x\"\nfamily = \"f\"\nname = \"X\"\nvcpu = 1\nmemory_mb = 512\n";
+        assert_eq!(load(good).expect("valid").all().len(), 1);
+        let error = format!("{:#}", load(&good.replace("vcpu = 1", "vcpu = 0")).expect_err("no vCPU"));
+        assert!(error.contains(&path) && error.contains("vcpu = 0") && !error.contains('\n'), "{error}");
+        let config = Config::load(None, &[("instance_types", Some("/nowhere/x.toml".to_owned()))]).expect("valid");
+        assert!(format!("{:#}", config.catalogue().expect_err("no file")).contains("/nowhere/x.toml"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use holdfast_api::App;
-use holdfast_control::{Control, SystemClock, events, loops, setup};
+use holdfast_control::{Control, Settings, SystemClock, events, loops, setup};
 use holdfast_store::{FolderLock, OpenError, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -91,6 +91,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data_dir = config.data_dir()?;
+    let catalogue = Arc::new(config.catalogue().map_err(|e| refused(format!("{e:#}")))?);
     let _lock = FolderLock::take(&data_dir).map_err(refused)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr()?;
@@ -103,7 +104,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let keys = setup::keys(&store, &master).await.map_err(|e| refused(e.message))?;
     let key_file = data_dir.join("admin.key");
     setup::first_admin(&store, &*clock, &key_file).await?;
-    let settings = config.settings(address.port());
+    let settings = Settings { catalogue, ..config.settings(address.port()) };
     let public_url = settings.public_url.clone();
     let control = Control::new(store.clone(), keys, settings, clock.clone());
     let waiting = store.operations_recover(RECOVERY_GRACE, control.now()).await?;

@@ -133,6 +133,9 @@ codes! {
     NodeNotFound      = "HF-0128", 400, Some("ERR-01-001"), "See GET /api/v1/teepods/available.";
     NoPort            = "HF-0129", 400, Some("ERR-02-002"), "Publish fewer ports, or let the operator widen the node's port range.";
 
+    QuotaExceeded     = "HF-0160", 400, Some("ERR-02-015"), "Delete a CVM or make one smaller, or ask an administrator for more: `holdfast admin quotas set`.";
+    RateLimited       = "HF-0161", 429, None, "Wait as long as Retry-After says; RateLimit-Remaining tells beforehand how much is left.";
+
     // Why an operation failed
     StepTimeout       = "HF-0200", 504, None, "See the operation's events for how far it came, and the node's state.";
     NodeFailed        = "HF-0201", 502, None, "Ask the operator; administrators see the node's own message on the operation.";

@@ -18,6 +18,9 @@ pub struct Preview {
     /// The step after which nothing is undone any more. `None`: nothing is, once the first step has begun.
     pub pivot: Option<&'static str>,
     pub placement: Option<Placement>,
+    /// What the workspace may have and what of it is left once the request was carried out. `None`: the request reserves
+    /// nothing, and nothing was looked up.
+    pub quota: Option<[QuotaLeft; 4]>,
     /// Public id of the operation that it would wait for.
     pub waits_for: Option<String>,
 }
@@ -40,4 +43,14 @@ pub struct Placement {
     pub memory_mb: i64,
     pub disk_gb: i64,
     pub slots: i64,
+}
+
+/// One dimension of a quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotaLeft {
+    /// `vm_slots`, `vcpu`, `memory_mb`, `disk_gb`.
+    pub name: &'static str,
+    /// `None`: nothing limits it.
+    pub limit: Option<i64>,
+    pub remaining: Option<i64>,
 }

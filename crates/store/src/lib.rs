@@ -16,6 +16,7 @@ pub mod apps;
 pub mod audit;
 pub mod audit_log;
 pub mod chain;
+mod claiming;
 pub mod counts;
 pub mod desired;
 pub mod device_logins;
@@ -38,6 +39,7 @@ pub mod passwords;
 pub mod preview;
 pub mod provisions;
 pub mod queue;
+pub mod quotas;
 pub mod retention;
 pub mod revisions;
 pub mod schedules;
@@ -51,6 +53,8 @@ pub mod workspaces;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use holdfast_model::error::{Code, Error};
@@ -85,6 +89,8 @@ pub enum OpenError {
 pub struct Store {
     write: Writer,
     read: SqlitePool,
+    /// The workspace that the last round of claims ended with; see `claiming.rs`.
+    turn: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -133,7 +139,7 @@ impl Store {
             .await
             .map_err(|e| failed(&e))?;
         restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
-        Ok(Self { write: Writer::new(write), read })
+        Ok(Self { write: Writer::new(write), read, turn: Arc::default() })
     }
 
     /// Begins a write transaction.

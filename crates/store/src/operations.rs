@@ -75,33 +75,6 @@ struct Asked {
 }
 
 impl Store {
-    /// Takes at most `limit` operations that are due and that nobody holds.
-    pub async fn operations_claim(
-        &self,
-        owner: &str,
-        lease: Duration,
-        limit: i64,
-        now: Timestamp,
-    ) -> Result<Vec<Claimed>, Error> {
-        let mut tx = self.begin().await?;
-        let claimed = sqlx::query_as(
-            "UPDATE operation SET lease_token = lease_token + 1, lease_owner = $1, lease_until = $2,
-                attempts = attempts + 1
-             WHERE id IN (SELECT id FROM operation WHERE wake_at IS NOT NULL AND wake_at <= $3
-                AND (lease_until IS NULL OR lease_until < $3) ORDER BY wake_at LIMIT $4)
-             RETURNING id, uuid, operation_type, plan_version, lease_token, attempts, created_at",
-        )
-        .bind(owner)
-        .bind(now.plus(lease).micros())
-        .bind(now.micros())
-        .bind(limit)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(fault)?;
-        commit(tx).await?;
-        Ok(claimed)
-    }
-
     /// When the next operation is due, if any waits.
     pub async fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
         let due: Option<i64> = sqlx::query_scalar(

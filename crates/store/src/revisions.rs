@@ -20,6 +20,7 @@ use holdfast_model::error::Error;
 use holdfast_model::vm::{PortChoice, PortMapping};
 use sqlx::QueryBuilder;
 
+use crate::quotas::{Size, growth, quota_check};
 use crate::vms::{Vm, name_take, names_drop, port_row};
 use crate::{Tx, fault, from_json, json};
 
@@ -155,7 +156,8 @@ pub async fn revision_first(tx: &mut Tx, vm_id: i64, operation: Option<i64>, now
 }
 
 /// Adds the revision that an operation asks for, with all that it takes: the larger of both sizes, its ports, its name.
-/// Fails with `NameTaken` when another app has the name.
+/// Fails with `QuotaExceeded` when the workspace may not have what it takes more, and with `NameTaken` when another app
+/// has the name.
 pub async fn revision_insert(
     tx: &mut Tx,
     vm: &Vm,
@@ -163,6 +165,9 @@ pub async fn revision_insert(
     new: &Revision,
     now: Timestamp,
 ) -> Result<(), Error> {
+    let counted = size_counted(tx, vm.id).await?;
+    let wanted = Size::of_vm(new.vcpu.max(vm.vcpu), new.memory_mb.max(vm.memory_mb), new.disk_gb.max(vm.disk_gb));
+    quota_check(tx, vm.workspace_id, growth(counted, wanted)).await?;
     sqlx::query(
         "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
             memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
@@ -196,9 +201,9 @@ pub async fn revision_insert(
     .map_err(fault)?;
     sqlx::query("UPDATE vm SET held_vcpu = $2, held_memory_mb = $3, held_disk_gb = $4 WHERE id = $1")
         .bind(vm.id)
-        .bind(new.vcpu.max(vm.vcpu))
-        .bind(new.memory_mb.max(vm.memory_mb))
-        .bind(new.disk_gb.max(vm.disk_gb))
+        .bind(wanted.vcpu)
+        .bind(wanted.memory_mb)
+        .bind(wanted.disk_gb)
         .execute(&mut **tx)
         .await
         .map_err(fault)?;
@@ -215,6 +220,20 @@ pub async fn revision_insert(
         port_insert(tx, vm, port).await?;
     }
     name_take(tx, vm.workspace_id, vm.app_row, &new.name).await
+}
+
+/// What is reserved for a VM that exists.
+async fn size_counted(tx: &mut Tx, vm_id: i64) -> Result<Size, Error> {
+    sqlx::query_as(
+        "SELECT 1 AS vm_slots, CASE WHEN held_vcpu > vcpu THEN held_vcpu ELSE vcpu END AS vcpu,
+            CASE WHEN held_memory_mb > memory_mb THEN held_memory_mb ELSE memory_mb END AS memory_mb,
+            CASE WHEN held_disk_gb > disk_gb THEN held_disk_gb ELSE disk_gb END AS disk_gb
+         FROM vm WHERE id = $1",
+    )
+    .bind(vm_id)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(fault)
 }
 
 /// Takes a host port, unless the VM has it already.

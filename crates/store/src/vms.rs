@@ -9,6 +9,7 @@ use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use crate::nodes::node_images;
+use crate::quotas::{Size, quota_check};
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
 use crate::{Db, Store, Tx, fault, from_json, json, stored};
@@ -336,7 +337,8 @@ pub struct NewVm {
     pub ports: Vec<PortMapping>,
 }
 
-/// Inserts a CVM with its name and ports. Fails with `NameTaken` when another app has the name.
+/// Inserts a CVM with its name and ports. Fails with `QuotaExceeded` when the workspace may not have it, and with
+/// `NameTaken` when another app has the name.
 pub async fn vm_insert(
     tx: &mut Tx,
     who: &Principal,
@@ -344,6 +346,7 @@ pub async fn vm_insert(
     status: VmStatus,
     now: Timestamp,
 ) -> Result<i64, Error> {
+    quota_check(tx, who.workspace_id, Size::of_vm(new.vcpu, new.memory_mb, new.disk_gb)).await?;
     name_take(tx, who.workspace_id, new.app_row, &new.name).await?;
     let id: i64 = sqlx::query_scalar(
         "INSERT INTO vm (uuid, workspace_id, project_id, app_row, node_id, created_by, name, instance_id, status,

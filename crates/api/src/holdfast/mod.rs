@@ -9,6 +9,7 @@ mod logs;
 mod node_tokens;
 mod nodes;
 mod operations;
+mod quotas;
 mod users;
 mod watching;
 mod workspaces;
@@ -61,6 +62,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(workspaces::members))
         .routes(routes!(workspaces::member_put, workspaces::member_remove))
         .routes(routes!(invitations::accept))
+        .routes(routes!(quotas::get, quotas::set, quotas::clear))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))
 }

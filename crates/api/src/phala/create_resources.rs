@@ -4,7 +4,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use holdfast_control::catalogue::{self, INSTANCE_TYPES};
+use holdfast_control::catalogue;
 use holdfast_control::kms::KMS_TYPE;
 use holdfast_model::error::Error;
 use holdfast_store::nodes::Node;
@@ -94,10 +94,10 @@ pub struct GpuAvailability {
 pub async fn get(State(app): State<App>, caller: Caller<Read>) -> Result<Json<CvmCreateResourceGraph>, Failure> {
     let all = app.control.store.nodes().await?;
     let usable = nodes::usable(&app, &all);
-    let images = catalogue::images(&all)?.into_iter().map(|image| image.name).collect();
+    let images = catalogue::images(usable.iter().copied())?.into_iter().map(|image| image.name).collect();
     let kms = kms_info(&app.control);
     let relations = usable.iter().map(|node| relation(node)).collect::<Result<_, _>>()?;
-    let AvailableNodes { tier, capacity, nodes, .. } = nodes::listed(&app, caller.who.workspace_tier, &usable)?;
+    let AvailableNodes { tier, capacity, nodes, .. } = nodes::listed(&app, caller.who, &usable).await?;
     Ok(Json(CvmCreateResourceGraph {
         tier,
         capacity,
@@ -116,7 +116,7 @@ pub async fn get(State(app): State<App>, caller: Caller<Read>) -> Result<Json<Cv
         }],
         node_kms_relations: relations,
         gateway_nodes: Vec::new(),
-        instance_types: INSTANCE_TYPES.iter().enumerate().map(instance_type).collect(),
+        instance_types: app.control.settings.catalogue.all().iter().enumerate().map(instance_type).collect(),
         gpu_availability: GpuAvailability::default(),
     }))
 }
@@ -134,14 +134,14 @@ fn relation(node: &Node) -> Result<NodeKmsRelation, Error> {
 
 fn instance_type((order, size): (usize, &catalogue::InstanceType)) -> CreateInstanceType {
     CreateInstanceType {
-        id: size.id.to_owned(),
-        name: size.name.to_owned(),
+        id: size.id.clone(),
+        name: size.name.clone(),
         vcpu: size.vcpu,
         memory_mb: size.memory_mb,
         default_disk_size_gb: size.disk_gb,
         requires_gpu: false,
         requires_gpu_count: 0,
-        family: Some(size.family.to_owned()),
+        family: Some(size.family.clone()),
         display_order: Some(order),
     }
 }

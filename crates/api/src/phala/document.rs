@@ -41,7 +41,8 @@ fn is_open(operation: &Operation) -> bool {
 }
 
 fn refusals(path: &str, method: &HttpMethod, is_open: bool) -> Vec<(&'static str, &'static str)> {
-    let mut refusals = vec![("422", "Validation error")];
+    let mut refusals =
+        vec![("422", "Validation error"), ("429", "Too many requests; `Retry-After` says when to come again")];
     if !is_open {
         refusals.push(("401", "Authentication required"));
         refusals.push(("403", "The caller's role, or what their API key was made for, does not allow it"));

@@ -3,12 +3,13 @@
 //! The one rule: the clients refuse any key more than these in the outer objects; only the items may grow.
 
 use axum::Json;
-use axum::extract::Path;
-use holdfast_control::catalogue::{self, INSTANCE_TYPES};
+use axum::extract::{Path, State};
+use holdfast_control::catalogue::{self, Catalogue};
 use holdfast_model::error::{Code, Error};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
 
@@ -52,18 +53,13 @@ pub struct InstanceType {
 /// List instance types
 #[utoipa::path(get, path = "/api/v1/instance-types", tag = "Catalogue", operation_id = "instance_types_list",
     responses((status = 200, body = Families), (status = 401, description = "Authentication required")))]
-pub async fn list(_: Caller<Read>) -> Json<Families> {
-    let mut names: Vec<&str> = Vec::new();
-    for size in &INSTANCE_TYPES {
-        if !names.contains(&size.family) {
-            names.push(size.family);
-        }
-    }
+pub async fn list(State(app): State<App>, _: Caller<Read>) -> Json<Families> {
+    let catalogue = &app.control.settings.catalogue;
     let family = |name: &str| {
-        let items = items(name);
+        let items = items(catalogue, name);
         Family { name: name.to_owned(), total: items.len(), items }
     };
-    Json(Families { result: names.into_iter().map(family).collect() })
+    Json(Families { result: catalogue.families().into_iter().map(family).collect() })
 }
 
 /// List the instance types of a family
@@ -71,28 +67,32 @@ pub async fn list(_: Caller<Read>) -> Json<Families> {
     params(("family" = String, Path, description = "For example `cpu`")),
     responses((status = 200, body = FamilyInstanceTypes), (status = 401, description = "Authentication required"),
         (status = 404, description = "No such family")))]
-pub async fn family(_: Caller<Read>, Path(family): Path<String>) -> Result<Json<FamilyInstanceTypes>, Failure> {
-    let items = items(&family);
+pub async fn family(
+    State(app): State<App>,
+    _: Caller<Read>,
+    Path(family): Path<String>,
+) -> Result<Json<FamilyInstanceTypes>, Failure> {
+    let items = items(&app.control.settings.catalogue, &family);
     if items.is_empty() {
         return Err(Error::new(Code::FamilyNotFound, "There is no such family of instance types.").into());
     }
     Ok(Json(FamilyInstanceTypes { total: items.len(), items, family }))
 }
 
-fn items(family: &str) -> Vec<InstanceType> {
-    INSTANCE_TYPES.iter().filter(|size| size.family == family).map(item).collect()
+fn items(catalogue: &Catalogue, family: &str) -> Vec<InstanceType> {
+    catalogue.all().iter().filter(|size| size.family == family).map(item).collect()
 }
 
 fn item(size: &catalogue::InstanceType) -> InstanceType {
     InstanceType {
-        id: size.id.to_owned(),
-        name: size.name.to_owned(),
-        description: size.description.to_owned(),
+        id: size.id.clone(),
+        name: size.name.clone(),
+        description: size.description.clone(),
         vcpu: size.vcpu,
         memory_mb: size.memory_mb,
-        hourly_rate: "0".to_owned(),
+        hourly_rate: size.hourly_rate.clone(),
         requires_gpu: false,
         default_disk_size_gb: size.disk_gb,
-        family: Some(size.family.to_owned()),
+        family: Some(size.family.clone()),
     }
 }

@@ -2,11 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
+use holdfast_control::Principal;
 use holdfast_control::catalogue::version_numbers;
 use holdfast_control::deploy::KMS_SLUG;
-use holdfast_control::placement::{Policy, free};
+use holdfast_control::placement::{Policy, free, is_usable};
 use holdfast_model::error::Error;
 use holdfast_store::nodes::Node;
+use holdfast_store::quotas::Limits;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -25,12 +27,14 @@ pub struct AvailableNodes {
     pub kms_list: Vec<KmsInfo>,
 }
 
-/// The most that the workspace may have; null where nothing limits it.
+/// The most that the workspace may have, as `GET /workspaces/{team_slug}/quotas` says; null where nothing limits it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Capacity {
     pub max_instances: Option<i64>,
     pub max_vcpu: Option<i64>,
+    /// MB.
     pub max_memory: Option<i64>,
+    /// GB.
     pub max_disk: Option<i64>,
 }
 
@@ -68,21 +72,22 @@ pub struct AvailableImage {
     responses((status = 200, body = AvailableNodes), (status = 401, description = "Authentication required")))]
 pub async fn available(State(app): State<App>, caller: Caller<Read>) -> Result<Json<AvailableNodes>, Failure> {
     let nodes = app.control.store.nodes().await?;
-    Ok(Json(listed(&app, caller.who.workspace_tier, &usable(&app, &nodes))?))
+    Ok(Json(listed(&app, caller.who, &usable(&app, &nodes)).await?))
 }
 
 /// The nodes that take new CVMs.
 pub fn usable<'a>(app: &App, nodes: &'a [Node]) -> Vec<&'a Node> {
     let policy = app.control.policy();
-    nodes.iter().filter(|n| n.ready && !n.cordoned && n.is_online(policy.now, policy.patience)).collect()
+    nodes.iter().filter(|node| is_usable(node, policy)).collect()
 }
 
-/// These nodes, for a workspace of this tier.
-pub fn listed(app: &App, tier: String, nodes: &[&Node]) -> Result<AvailableNodes, Error> {
+/// These nodes, and what the caller's workspace may have on all nodes together.
+pub async fn listed(app: &App, who: Principal, nodes: &[&Node]) -> Result<AvailableNodes, Error> {
     let policy = app.control.policy();
+    let Limits { vm_slots, vcpu, memory_mb, disk_gb } = app.control.store.quota_limits(who.workspace_id).await?;
     Ok(AvailableNodes {
-        tier,
-        capacity: Capacity { max_instances: None, max_vcpu: None, max_memory: None, max_disk: None },
+        tier: who.workspace_tier,
+        capacity: Capacity { max_instances: vm_slots, max_vcpu: vcpu, max_memory: memory_mb, max_disk: disk_gb },
         nodes: nodes.iter().map(|node| available_node(node, policy)).collect::<Result<_, _>>()?,
         kms_list: vec![kms_info(&app.control)],
     })

@@ -1,4 +1,6 @@
 //! `GET /os-images`: what CVMs can boot.
+//!
+//! The one rule: a node that takes no new CVMs offers nothing.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,12 +9,13 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::lenient::switch;
+use super::nodes::usable;
 use super::page::{Page, Wanted};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
 
-/// An OS image that some node offers.
+/// An OS image that some node offers, of those that take new CVMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct OsImage {
     pub name: String,
@@ -34,7 +37,8 @@ pub struct OsImage {
 pub async fn list(State(app): State<App>, _: Caller<Read>, params: Params) -> Result<Json<Page<OsImage>>, Failure> {
     let page = Wanted::read(&params, 20)?;
     let is_dev = switch(&params, "is_dev")?;
-    let images = catalogue::images(&app.control.store.nodes().await?)?;
+    let nodes = app.control.store.nodes().await?;
+    let images = catalogue::images(usable(&app, &nodes))?;
     let shown = images.into_iter().filter(|image| is_dev.is_none_or(|dev| dev == image.is_dev));
     let items = shown.map(|image| OsImage {
         slug: image.name.clone(),

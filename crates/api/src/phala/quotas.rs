@@ -1,7 +1,7 @@
 //! `GET /workspaces/{team_slug}/quotas`: what a workspace may have.
 //!
-//! The one rule: this server sets workspaces no limits, and the answer says so in the word that the clients know: -1.
-//! What the nodes have room for is another question, and `GET /teepods/available` answers it.
+//! The one rule: what is shown is what the next create is checked against, and -1 is the clients' word for no limit. What
+//! the nodes have room for is another question, and `GET /teepods/available` answers it.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -51,8 +51,11 @@ pub struct WorkspaceReservedGpuQuota {
     pub misconfigured: i64,
 }
 
-const UNLIMITED: QuotaMetric = QuotaMetric { limit: -1, remaining: -1 };
 const NONE: QuotaMetric = QuotaMetric { limit: 0, remaining: 0 };
+
+fn metric(limit: Option<i64>, remaining: Option<i64>) -> QuotaMetric {
+    QuotaMetric { limit: limit.unwrap_or(-1), remaining: remaining.unwrap_or(-1) }
+}
 
 /// Get the quotas of a workspace
 #[utoipa::path(get, path = "/api/v1/workspaces/{team_slug}/quotas", tag = "Workspaces",
@@ -66,10 +69,17 @@ pub async fn get(
     Path(slug): Path<String>,
 ) -> Result<Json<WorkspaceQuotasResponse>, Failure> {
     check_own(&caller.who, &slug)?;
+    let quota = app.control.store.quota(caller.who.workspace_id).await?;
+    let (limits, left) = (quota.limits, quota.remaining());
     Ok(Json(WorkspaceQuotasResponse {
         team_slug: caller.who.workspace_slug,
         tier: caller.who.workspace_tier,
-        quotas: WorkspaceQuotas { vm_slots: UNLIMITED, vcpu: UNLIMITED, memory_mb: UNLIMITED, disk_gb: UNLIMITED },
+        quotas: WorkspaceQuotas {
+            vm_slots: metric(limits.vm_slots, left.vm_slots),
+            vcpu: metric(limits.vcpu, left.vcpu),
+            memory_mb: metric(limits.memory_mb, left.memory_mb),
+            disk_gb: metric(limits.disk_gb, left.disk_gb),
+        },
         reserved_nodes: NONE,
         reserved_gpu: WorkspaceReservedGpuQuota { gpus: NONE, in_use: 0, misconfigured: 0 },
         as_of: app.control.now(),

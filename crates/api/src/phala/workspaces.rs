@@ -150,7 +150,7 @@ pub async fn get(
 #[utoipa::path(get, path = "/api/v1/workspaces/{team_slug}/nodes", tag = "Workspaces", operation_id = "workspaces_nodes",
     params(("team_slug" = String, Path, description = "Slug or `wks_` id"),
         ("page" = Option<i64>, Query, minimum = 1, description = "Counted from 1"),
-        ("page_size" = Option<i64>, Query, minimum = 1, maximum = 100, description = "20 unless told")),
+        ("page_size" = Option<i64>, Query, minimum = 1, maximum = 100, description = "30 unless told")),
     responses((status = 200, body = Page<NodeRef>), (status = 401, description = "Authentication required"),
         (status = 404, description = "Workspace not found"), (status = 422, description = "Validation error")))]
 pub async fn nodes(
@@ -160,7 +160,7 @@ pub async fn nodes(
     params: Params,
 ) -> Result<Json<Page<NodeRef>>, Failure> {
     check_own(&caller.who, &slug)?;
-    let page = Wanted::read(&params, 20)?;
+    let page = Wanted::read(&params, 30)?;
     let (now, patience) = (app.control.now(), app.control.node_patience());
     let nodes = app.control.store.nodes().await?;
     Ok(Json(page.cut(nodes.iter().map(|node| NodeRef::of(node, node.is_online(now, patience))).collect())))

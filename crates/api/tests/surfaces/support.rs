@@ -97,6 +97,11 @@ pub struct Ask<'a> {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(Settings::default()).await
+    }
+
+    /// The same with what an operator has set.
+    pub async fn start_with(settings: Settings) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path()).await.expect("a store");
         let master = setup::master_key(&folder.path().join("master.key"), true).expect("a master key");
@@ -109,7 +114,7 @@ impl Server {
             public_url: "https://cloud.example".to_owned(),
             github_url: github.url.clone(),
             github_patience: Duration::from_secs(3),
-            ..Settings::default()
+            ..settings
         };
         let control = Control::new(store, keys, settings, Arc::new(SystemClock));
         let token_id = control.authenticate_node(&token).await.expect("the token is known");

@@ -13,6 +13,7 @@ mod lists;
 mod logins;
 mod operating;
 mod people;
+mod races;
 mod schemathesis;
 mod sdks;
 mod serving;
