@@ -34,6 +34,7 @@ cargo xtask bench api [--quick]                     details and pages of 100,000
 cargo xtask bench auth [--quick]                     what it costs a request to be let in
 cargo xtask bench update [--quick]                  from a compose update to the new app, step by step
 cargo xtask bench logs [--quick]                    100 followers of one busy log
+cargo xtask bench webhooks [--quick]                 deliveries per second, and their lag behind commits
 cargo xtask openapi                                 writes openapi/*.json from the code
 cargo xtask contract PAGES                          what the contract tests hold answers to, from the Phala API's pages";
 
@@ -56,7 +57,9 @@ fn run(words: &[&str]) -> Result<()> {
         ["crash", rest @ ..] => crash::run(rest),
         ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
-        ["bench", name @ ("ops" | "api" | "auth" | "update" | "logs"), rest @ ..] => bench::loaded(name, rest),
+        ["bench", name @ ("ops" | "api" | "auth" | "update" | "logs" | "webhooks"), rest @ ..] => {
+            bench::loaded(name, rest)
+        }
         ["openapi"] => artifacts::openapi(),
         ["contract", rest @ ..] => contract::run(rest),
         [] | ["help" | "--help" | "-h"] => {

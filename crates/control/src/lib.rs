@@ -41,6 +41,7 @@ pub mod tokens;
 pub mod update;
 pub mod usage;
 pub mod vms;
+pub mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,7 @@ use holdfast_model::Timestamp;
 use holdfast_store::Store;
 use holdfast_trust::chain::SealKey;
 use holdfast_trust::kms::Root;
+use holdfast_trust::wrap::MasterKey;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
@@ -79,6 +81,7 @@ pub struct Settings {
     pub github_url: String,
     /// How long such a fetch may take as a whole.
     pub github_patience: Duration,
+    pub webhooks: webhooks::Options,
 }
 
 impl Default for Settings {
@@ -94,6 +97,7 @@ impl Default for Settings {
             queue_limit: 16,
             github_url: "https://github.com".to_owned(),
             github_patience: Duration::from_secs(10),
+            webhooks: webhooks::Options::default(),
         }
     }
 }
@@ -105,6 +109,8 @@ pub struct Keys {
     pub(crate) log_token: Zeroizing<[u8; 32]>,
     /// Signs checkpoints of the chain.
     pub(crate) seal: SealKey,
+    /// Wraps the secrets of webhooks.
+    pub(crate) webhooks: MasterKey,
 }
 
 /// The core that every surface and loop shares.
@@ -122,6 +128,8 @@ pub struct Control {
     pub(crate) desired: Arc<watch::Sender<u64>>,
     /// Changes when events were written.
     pub(crate) events_bell: Arc<watch::Sender<u64>>,
+    /// Changes when webhooks, or what is to be sent to them, did.
+    pub(crate) webhooks_bell: Arc<watch::Sender<u64>>,
     pub(crate) feed: events::Feed,
     pub(crate) env_keys: Arc<env_keys::EnvKeys>,
     pub(crate) uses: Arc<identity::Uses>,
@@ -141,6 +149,7 @@ impl Control {
             work: Arc::new(Notify::new()),
             desired: Arc::new(watch::Sender::new(0)),
             events_bell: Arc::new(watch::Sender::new(0)),
+            webhooks_bell: Arc::new(watch::Sender::new(0)),
             feed: events::Feed::default(),
             env_keys: Arc::default(),
             uses: Arc::default(),

@@ -32,6 +32,9 @@ fn long() -> Histogram {
     Histogram::new(LONG)
 }
 
+/// How an attempt to deliver an event ends: a success, another answer, or none.
+const WEBHOOK_OUTCOMES: [&str; 3] = ["taken", "refused", "unanswered"];
+
 /// The core's own metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -39,15 +42,22 @@ pub struct Metrics {
     duration: Histograms<1>,
     accept: Histogram,
     faults: Family<Labels<1>, Counter>,
+    webhooks: Family<Labels<1>, Counter>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
+        let webhooks = Family::<Labels<1>, Counter>::default();
+        for outcome in WEBHOOK_OUTCOMES {
+            // Written also when nothing was sent: an alert on a series that is missing never fires.
+            drop(webhooks.get_or_create(&[("outcome", outcome)]));
+        }
         Self {
             finished: Family::default(),
             duration: Family::new_with_constructor(long),
             accept: short(),
             faults: Family::default(),
+            webhooks,
         }
     }
 }
@@ -77,6 +87,11 @@ impl Metrics {
             "Faults of this server while it carried operations out",
             self.faults.clone(),
         );
+        registry.register(
+            "holdfast_webhook_attempts",
+            "Attempts to deliver an event to a webhook",
+            self.webhooks.clone(),
+        );
     }
 
     /// An operation was made durable, `took` after its admission began.
@@ -88,6 +103,17 @@ impl Metrics {
     pub(crate) fn finished(&self, plan: &Plan, status: Status, created: Timestamp, now: Timestamp) {
         self.finished.get_or_create(&[("type", plan.name), ("outcome", status.as_str())]).inc();
         self.duration.get_or_create(&[("type", plan.name)]).observe(now.since(created).as_secs_f64());
+    }
+
+    /// An attempt to deliver an event is over; `status` is that of the answer, 0 for none.
+    pub(crate) fn webhook(&self, taken: bool, status: u16) {
+        let [success, refusal, silence] = WEBHOOK_OUTCOMES;
+        let outcome = match status {
+            _ if taken => success,
+            0 => silence,
+            _ => refusal,
+        };
+        self.webhooks.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Carrying an operation out met a fault: one that `passes`, or one that parked it.

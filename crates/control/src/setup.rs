@@ -60,7 +60,14 @@ pub async fn keys(store: &Store, master: &MasterKey) -> Result<Keys, Error> {
         cursor: secret(store, master, "cursor").await?,
         log_token: secret(store, master, "log_token").await?,
         seal,
+        webhooks: wrapping_key(store, master, "webhooks").await?,
     })
+}
+
+/// A key that wraps secrets of tenants, so that the master key need not stay in memory for it. It is wrapped itself.
+async fn wrapping_key(store: &Store, master: &MasterKey, name: &str) -> Result<MasterKey, Error> {
+    let bytes = secret(store, master, name).await?;
+    MasterKey::parse(&Zeroizing::new(hex::encode(bytes.as_slice()))).map_err(Error::internal)
 }
 
 async fn secret(store: &Store, master: &MasterKey, name: &str) -> Result<Zeroizing<[u8; 32]>, Error> {

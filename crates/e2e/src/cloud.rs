@@ -58,6 +58,13 @@ impl Cloud {
         Self::embedded_with(&["--hypervisor", "simulated", "--simulated-step-ms", "1"], vec![set])
     }
 
+    /// Simulated VMs, and webhooks that may go to this host.
+    pub fn simulated_for_webhooks(step_ms: u64) -> Self {
+        let env = [("HOLDFAST_WEBHOOK_NETWORKS", "127.0.0.0/8"), ("HOLDFAST_WEBHOOK_HTTP", "true")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Self::embedded_with(&["--hypervisor", "simulated", "--simulated-step-ms", &step_ms.to_string()], env)
+    }
+
     /// Real VMs, node and server in one process.
     pub fn real() -> Self {
         Self::embedded(&[])

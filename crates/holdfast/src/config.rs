@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use holdfast_control::webhooks::guard::Guard;
+use ipnet::IpNet;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -33,6 +35,9 @@ pub struct Config {
     pub retention: Retention,
     pub queue_limit: u16,
     github_url: String,
+    webhook_networks: Networks,
+    webhook_http: bool,
+    webhooks_per_workspace: u32,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -81,6 +86,21 @@ impl TryFrom<String> for Retention {
         let seconds =
             seconds.ok_or_else(|| format!("retention \"{text}\" is not \"forever\" and no time like \"365d\""))?;
         Ok(Self(Some(Duration::from_secs(seconds))))
+    }
+}
+
+/// Ranges of addresses, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Networks(pub Vec<IpNet>);
+
+impl TryFrom<String> for Networks {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let read = |word: &str| word.parse().map_err(|_| format!("\"{word}\" is no range like \"10.1.0.0/16\""));
+        words.map(read).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -215,6 +235,10 @@ impl Config {
             queue_limit: i64::from(self.queue_limit),
             github_url: self.github_url.trim_end_matches('/').to_owned(),
             github_patience: seconds(10),
+            webhooks: holdfast_control::webhooks::Options {
+                guard: Guard { networks: self.webhook_networks.0.clone(), http: self.webhook_http },
+                per_workspace: i64::from(self.webhooks_per_workspace),
+            },
         }
     }
 
@@ -311,6 +335,7 @@ mod tests {
             ("github_url", "ftp://github.com"),
             ("vcpu_overcommit", "0"),
             ("retention", "0d"),
+            ("webhook_networks", "10.1.0.0"),
             ("retention", "a year"),
         ] {
             let error = set(key, text).expect_err(text);

@@ -13,8 +13,10 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use holdfast_api::App;
+use holdfast_control::webhooks::dispatch;
 use holdfast_control::{Control, SystemClock, events, loops, setup};
 use holdfast_store::{FolderLock, OpenError, Store};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +90,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
 }
 
 async fn serve(config: Config) -> Result<ExitCode> {
+    raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data_dir = config.data_dir()?;
@@ -116,6 +119,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let credentials = tokio::spawn(loops::credentials::run(control.clone(), stop.clone()));
     let sealer = tokio::spawn(loops::sealer::run(control.clone(), stop.clone()));
     tokio::spawn(loops::retention::run(control.clone(), data_dir.join("archive"), stop.clone()));
+    let webhooks = tokio::spawn(dispatch::run(control.clone(), stop.clone()));
     let embedded = config.node == NodeMode::Embedded;
     let router = holdfast_api::router(App { control, needs_node: embedded });
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
@@ -165,6 +169,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let _ = tokio::time::timeout(Duration::from_millis(500), worker).await;
     let _ = tokio::time::timeout(Duration::from_millis(500), sealer).await;
     let _ = tokio::time::timeout(Duration::from_millis(500), credentials).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), webhooks).await;
     if let Some(node) = node {
         let _ = tokio::time::timeout(NODE_STOP, node).await;
     }
@@ -175,6 +180,18 @@ async fn serve(config: Config) -> Result<ExitCode> {
 async fn embedded_node(config: holdfast_node::NodeConfig, stop: CancellationToken) {
     if let Err(error) = holdfast_node::run(config, stop).await {
         error!(%error, "the embedded node cannot run");
+    }
+}
+
+/// As many open files as the host allows: every stream and every webhook that hangs holds one, and the usual 1,024 are a
+/// limit for programs that use `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+        }
     }
 }
 

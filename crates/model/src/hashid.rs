@@ -21,6 +21,7 @@ pub enum Prefix {
     /// A published port.
     PortMapping,
     SshKey,
+    Webhook,
 }
 
 impl Prefix {
@@ -35,6 +36,7 @@ impl Prefix {
             Self::NodeToken => "ntk_",
             Self::PortMapping => "pm_",
             Self::SshKey => "sshkey_",
+            Self::Webhook => "whk_",
         }
     }
 }
@@ -42,7 +44,7 @@ impl Prefix {
 // Each prefix gets an order of the alphabet of its own, so that row 1 does not look alike everywhere.
 const ALPHABET: &str = "k3jq7ZpXnB5tRy2sVwLm9HdGfC8vKbTz4FcQxWrNJhPgMSD6";
 
-static ENCODERS: LazyLock<[Sqids; 9]> = LazyLock::new(|| {
+static ENCODERS: LazyLock<[Sqids; 10]> = LazyLock::new(|| {
     std::array::from_fn(|turn| {
         let mut alphabet: Vec<char> = ALPHABET.chars().collect();
         let turned = (turn * 7 + 1) % alphabet.len();

@@ -47,6 +47,9 @@ pub mod usage;
 pub mod users;
 pub mod verify;
 pub mod vms;
+pub mod webhook_deliveries;
+pub mod webhook_feed;
+pub mod webhooks;
 pub mod workspaces;
 mod writer;
 

@@ -1,5 +1,5 @@
-//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `auth`, `update` and `logs`:
-//! the modules of these names.
+//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `auth`, `update`,
+//! `logs` and `webhooks`: the modules of these names.
 //!
 //! The one rule: every figure stands beside the same thing without us, measured in the same run, because the machines that
 //! this runs on differ by half.
@@ -19,6 +19,8 @@ mod report;
 mod stats;
 #[cfg(feature = "ops")]
 mod update;
+#[cfg(feature = "ops")]
+mod webhooks;
 
 use std::fs;
 use std::path::PathBuf;
@@ -54,6 +56,7 @@ pub fn loaded(name: &str, words: &[&str]) -> Result<()> {
         "auth" => auth::run(words),
         "logs" => logs::run(words),
         "update" => update::run(words),
+        "webhooks" => webhooks::run(words),
         _ => ops::run(words),
     };
     #[cfg(not(feature = "ops"))]

@@ -23,6 +23,7 @@ mod status;
 mod tokens;
 mod version;
 mod view;
+mod webhooks;
 mod workspaces;
 
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -49,6 +50,7 @@ use crate::App;
         (name = "Authentication", description = "Logins"),
         (name = "Tokens", description = "API tokens"),
         (name = "SSH keys", description = "The caller's SSH keys, for new CVMs"),
+        (name = "Webhooks", description = "Telling others of events"),
         (name = "Catalogue", description = "Nodes, instance types and OS images on offer"),
     )
 )]
@@ -106,6 +108,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(kms::pubkey))
         .routes(routes!(kms_info::inspect))
         .routes(routes!(status::batch))
+        .merge(webhooks::routes())
         .merge(cvms::routes());
     document::complete(routes.get_openapi_mut());
     routes.route_layer(axum::middleware::from_fn(version::check))

@@ -27,3 +27,5 @@ mod ssh_keys;
 mod support;
 mod updates;
 mod watching;
+mod webhooks;
+mod webhooks_receivers;

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use holdfast_api::App;
 use holdfast_control::loops::worker;
-use holdfast_control::{Control, Settings, SystemClock, setup};
+use holdfast_control::{Clock, Control, Settings, SystemClock, setup};
 use holdfast_model::Timestamp;
 use holdfast_model::guest::BootError;
 use holdfast_model::image::ImageInfo;
@@ -97,6 +97,12 @@ pub struct Ask<'a> {
 
 impl Server {
     pub async fn start() -> Self {
+        let settings = Settings { public_url: "https://cloud.example".to_owned(), ..Settings::default() };
+        Self::start_with(settings, Arc::new(SystemClock)).await
+    }
+
+    /// The same with other settings and another clock.
+    pub async fn start_with(settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path()).await.expect("a store");
         let master = setup::master_key(&folder.path().join("master.key"), true).expect("a master key");
@@ -105,13 +111,8 @@ impl Server {
         setup::first_admin(&store, &SystemClock, &key_file).await.expect("an administrator");
         let token = setup::node_token(&store, &SystemClock, "test").await.expect("a node token");
         let github = Github::start().await;
-        let settings = Settings {
-            public_url: "https://cloud.example".to_owned(),
-            github_url: github.url.clone(),
-            github_patience: Duration::from_secs(3),
-            ..Settings::default()
-        };
-        let control = Control::new(store, keys, settings, Arc::new(SystemClock));
+        let settings = Settings { github_url: github.url.clone(), github_patience: Duration::from_secs(3), ..settings };
+        let control = Control::new(store, keys, settings, clock);
         let token_id = control.authenticate_node(&token).await.expect("the token is known");
         let (held, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
         let node = Node::register(control.clone(), token_id, held.clone()).await;
@@ -378,6 +379,10 @@ impl Ask<'_> {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.server.send(self.request("GET", path).body(Body::empty()).expect("a request")).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.server.send(self.request("PUT", path).body(Body::from(body.to_string())).expect("a request")).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {

@@ -18,3 +18,4 @@ mod sdks;
 mod serving;
 mod traps;
 mod updates;
+mod webhooks;

@@ -51,7 +51,8 @@ impl Cloud {
         Self::of(server)
     }
 
-    fn of(server: Server) -> Result<Self> {
+    /// One that was started elsewhere.
+    pub fn of(server: Server) -> Result<Self> {
         let key = fs::read_to_string(server.key_path())?.trim().to_owned();
         let address = server.url().trim_start_matches("http://").to_owned();
         Ok(Self { server, target: Target { address, key } })

@@ -89,7 +89,13 @@ impl World {
         let invitation = server.at(V2026).post(&format!("/workspaces/{MARK}/invitations"), &invite).await.expect(200);
         let member = server.number(&format!("SELECT id FROM user_account WHERE username = '{MARK}-member-user'")).await;
         let member = holdfast_control::people::user_id(member);
+        let hook = json!({ "url": HOOK, "events": ["cvm.created"], "name": format!("{MARK}-hook") });
+        let hook = server.at(V2026).post("/workspace/webhooks", &hook).await.expect(201);
+        let hook = text(&hook["id"]);
+        let told = server.at(V2026).post(&format!("/workspace/webhooks/{hook}/test"), &Value::Null).await.expect(200);
         let ids = vec![
+            ("{webhook_id}", hook),
+            ("{event_id}", text(&told["event_id"])),
             ("/holdfast/v1/operations/{id}", operation.clone()),
             ("/holdfast/v1/audit-logs/{id}", entry.clone()),
             ("/holdfast/v1/node-tokens/{id}", text(&tokens["items"][0]["id"])),
@@ -158,6 +164,7 @@ impl World {
             ("POST", "/cvms/batch-stop") => json!({ "cvm_ids": [cvm] }),
             ("POST", "/user/ssh-keys") => json!({ "name": "mine", "public_key": crate::ssh_keys::key(1) }),
             ("POST", "/user/ssh-keys/github-profile") => json!({ "github_username": "nobody" }),
+            ("POST", "/workspace/webhooks") => json!({ "url": HOOK, "events": ["cvm.created"] }),
             ("POST", "/status/batch") => json!({ "vm_uuids": [cvm] }),
             ("POST", "/cvms") => json!({ "app_id": app, "compose_hash": "ab".repeat(32) }),
             ("POST", "/cvms/provision") => provision("some-other-app"),
@@ -216,6 +223,8 @@ impl World {
 }
 
 const NONE: (&str, &str) = ("", "");
+
+const HOOK: &str = "https://example.com/hook";
 
 /// Answers that end when the reader does.
 const STREAMS: [&str; 1] = ["/holdfast/v1/operations/stream"];

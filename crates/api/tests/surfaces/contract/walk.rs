@@ -17,6 +17,7 @@ use crate::support::{Answer, COMPOSE, Server, provision, until};
 pub type Seen = BTreeMap<String, BTreeSet<u16>>;
 
 const READY: &str = "web-app";
+const HOOK: &str = "https://example.com/hook";
 const NOWHERE: &str = "0b6f3c7e-8a53-4d6c-9a3e-5f1f0b6f3c7e";
 
 /// What the parameters of a path stand for.
@@ -32,6 +33,8 @@ struct Ids {
     invitation: String,
     token: String,
     key: String,
+    webhook: String,
+    event: String,
 }
 
 impl Ids {
@@ -47,6 +50,8 @@ impl Ids {
             invitation: "1000000".to_owned(),
             token: "999999".to_owned(),
             key: "none".to_owned(),
+            webhook: "whk_none".to_owned(),
+            event: "evt_none".to_owned(),
         }
     }
 
@@ -65,6 +70,8 @@ impl Ids {
             ("{family}", &self.family),
             ("{token_id}", &self.token),
             ("{key_id}", &self.key),
+            ("{webhook_id}", &self.webhook),
+            ("{event_id}", &self.event),
         ];
         let path = ids.iter().fold(template.to_owned(), |path, (name, id)| path.replace(name, id));
         assert!(!path.contains('{'), "{path}: the walk knows no such parameter");
@@ -87,14 +94,24 @@ struct Walk {
     /// Of an app-compose.json that was provisioned for the CVM, and the file.
     provisioned: (String, Value),
     app: String,
+    /// A webhook and an event that was sent to it.
+    webhook: (String, String),
 }
 
 /// Walks all routes with this version in every request, `None` for none.
 pub async fn walk(version: Option<&'static str>) -> Seen {
     let (server, seen) = (Server::start().await, Seen::new());
-    let mut walk = Walk { server, version, seen, provisioned: (String::new(), Value::Null), app: String::new() };
+    let mut walk = Walk {
+        server,
+        version,
+        seen,
+        provisioned: (String::new(), Value::Null),
+        app: String::new(),
+        webhook: Default::default(),
+    };
     walk.nothing_there_yet().await;
     walk.credentials().await;
+    walk.webhooks().await;
     walk.life().await;
     walk.changes().await;
     walk.several_of_an_app().await;
@@ -158,6 +175,8 @@ impl Walk {
             kms: "phala".to_owned(),
             team: "default".to_owned(),
             family: "cpu".to_owned(),
+            webhook: self.webhook.0.clone(),
+            event: self.webhook.1.clone(),
             ..Ids::none()
         }
     }
@@ -196,6 +215,8 @@ impl Walk {
             ("POST", "/cvms/provision") => provision("other-app"),
             ("POST", "/user/ssh-keys") => json!({ "name": "laptop", "public_key": crate::ssh_keys::key(1) }),
             ("POST", "/user/ssh-keys/github-profile") => json!({ "github_username": "octocat" }),
+            ("POST", "/workspace/webhooks") => json!({ "url": HOOK, "events": ["cvm.created"], "name": null }),
+            ("PUT", "/workspace/webhooks/{webhook_id}") => json!({ "name": "ours", "url": null }),
             ("POST", "/status/batch") => json!({ "vm_uuids": [NOWHERE] }),
             ("POST", "/workspaces/check-slug") => json!({ "slug": "free-slug" }),
             ("POST", "/workspaces/{workspace_slug}/invitations") => json!({ "email": "a@b.c", "role": "member" }),
@@ -271,6 +292,44 @@ impl Walk {
         for path in ["/kms?is_onchain=true", "/os-images?is_dev=true", "/kms/phala/next_app_id?counts=20"] {
             self.ask(200, "GET", path, Value::Null).await;
         }
+    }
+
+    /// A webhook from its creation to its deletion, and one that stays.
+    async fn webhooks(&mut self) {
+        let (create, one) = ("/api/v1/workspace/webhooks", "/api/v1/workspace/webhooks/{webhook_id}");
+        for _ in 0..2 {
+            let made = self.ask(201, "POST", "/workspace/webhooks", self.body("POST", create)).await.json();
+            self.webhook.0 = made["id"].as_str().expect("an id").to_owned();
+            let path = self.ids("").path(one);
+            let sent = self.ask(200, "POST", &format!("{path}/test"), Value::Null).await.json();
+            self.webhook.1 = sent["event_id"].as_str().expect("an id").to_owned();
+            let ids = self.ids("");
+            for (method, route, _) in routes().filter(|(_, route, _)| route.starts_with(one)) {
+                if method != "DELETE" {
+                    self.ask(200, method, &ids.path(route), self.body(method, route)).await;
+                }
+            }
+            self.ask(200, "PUT", &path, json!({ "enabled": false })).await;
+            self.ask(409, "POST", &format!("{path}/test"), Value::Null).await;
+            self.ask(409, "POST", &format!("{path}/deliveries/{}/resend", self.webhook.1), Value::Null).await;
+            self.ask(200, "PUT", &path, json!({ "enabled": true, "events": ["cvm.deleted", "operation.failed"] }))
+                .await;
+            let key = || Unusual { headers: vec![("idempotency-key", "rotated".to_owned())], ..Unusual::default() };
+            let rotate = format!("{path}/rotate-secret");
+            if self.seen.get("DELETE /api/v1/workspace/webhooks/{webhook_id}").is_none() {
+                self.send(200, "POST", &rotate, &Value::Null, key()).await;
+                self.send(409, "POST", &rotate, &Value::Null, key()).await;
+                self.ask(204, "DELETE", &path, Value::Null).await;
+                self.ask(404, "GET", &path, Value::Null).await;
+            }
+        }
+        let key = || Unusual { headers: vec![("idempotency-key", "made".to_owned())], ..Unusual::default() };
+        let body = self.body("POST", create);
+        self.send(201, "POST", "/workspace/webhooks", &body, key()).await;
+        self.send(409, "POST", "/workspace/webhooks", &body, key()).await;
+        self.ask(422, "POST", "/workspace/webhooks", json!({ "url": HOOK, "events": ["none"] })).await;
+        self.ask(422, "PUT", &self.ids("").path(one), json!({ "url": "http://127.0.0.1/" })).await;
+        self.ask(422, "GET", &format!("{}/deliveries?limit=0", self.ids("").path(one)), Value::Null).await;
     }
 
     /// Everything that can be read of a CVM and of its app.
@@ -520,6 +579,8 @@ impl Walk {
                     invitation: "%FF".into(),
                     family: "%FF".into(),
                     key: "%FF".into(),
+                    webhook: "%FF".into(),
+                    event: "%FF".into(),
                     ..here.clone()
                 };
                 match status {
