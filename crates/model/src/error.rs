@@ -121,10 +121,10 @@ codes! {
     GithubUnreachable = "HF-0154", 400, None, "Try again later, or add the keys one by one with POST /api/v1/user/ssh-keys.";
     GithubUserNotFound = "HF-0155", 400, None, "Check how the username is spelt.";
     // Webhooks
-    WebhookNotFound   = "HF-0160", 404, None, "See GET /api/v1/workspace/webhooks for what there is.";
-    WebhookDeliveryNotFound = "HF-0161", 404, None, "See GET /api/v1/workspace/webhooks/{id}/deliveries for those that are kept.";
-    WebhookLimit      = "HF-0162", 409, None, "Delete a webhook that is not needed, or let the operator raise the limit.";
-    WebhookDisabled   = "HF-0163", 409, None, "Enable it first: PUT /api/v1/workspace/webhooks/{id} with enabled true.";
+    WebhookNotFound   = "HF-0170", 404, None, "See GET /api/v1/workspace/webhooks for what there is.";
+    WebhookDeliveryNotFound = "HF-0171", 404, None, "See GET /api/v1/workspace/webhooks/{id}/deliveries for those that are kept.";
+    WebhookLimit      = "HF-0172", 409, None, "Delete a webhook that is not needed, or let the operator raise the limit.";
+    WebhookDisabled   = "HF-0173", 409, None, "Enable it first: PUT /api/v1/workspace/webhooks/{id} with enabled true.";
 
     // Placing
     TypeNotFound      = "HF-0120", 400, Some("ERR-02-001"), "See GET /api/v1/instance-types.";

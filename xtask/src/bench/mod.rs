@@ -1,6 +1,5 @@
-//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `auth`, `update`, `logs`
-//! and `webhooks`:
-//! the modules of these names.
+//! `cargo xtask bench boot`: what a deployment costs, and how much of that is ours. `bench ops`, `api`, `auth`, `update`,
+//! `logs` and `webhooks`: the modules of these names.
 //!
 //! The one rule: every figure stands beside the same thing without us, measured in the same run, because the machines that
 //! this runs on differ by half.

@@ -45,7 +45,7 @@ async fn from_creation_to_deletion() {
     }
     assert_eq!(server.at(V2026).delete(&path).await.status, 204);
     for answer in [server.at(V2026).get(&path).await, server.at(V2026).delete(&path).await] {
-        assert_eq!(answer.expect(404)["error_code"], "HF-0160");
+        assert_eq!(answer.expect(404)["error_code"], "HF-0170");
     }
     let log = server.at(V2026).any("GET", "/holdfast/v1/audit-logs?limit=100", ("", "")).await.expect(200);
     let count = |word: &str| log["items"].as_array().expect("rows").iter().filter(|row| row["action"] == word).count();
@@ -92,7 +92,7 @@ async fn what_is_refused() {
         server.at(V2026).post("/workspace/webhooks", &body).await.expect(201);
     }
     let refused = server.at(V2026).post("/workspace/webhooks", &good).await.expect(409);
-    assert_eq!(refused["error_code"], "HF-0162");
+    assert_eq!(refused["error_code"], "HF-0172");
 }
 
 #[tokio::test]

@@ -352,7 +352,7 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled() {
     let log = server.at(V2026).any("GET", "/holdfast/v1/audit-logs?action=webhook.disable", ("", "")).await.expect(200);
     assert_eq!(log["items"].as_array().map(Vec::len), Some(1), "{log}");
     let refused = server.at(V2026).post(&format!("/workspace/webhooks/{id}/test"), &Value::Null).await.expect(409);
-    assert_eq!(refused["error_code"], "HF-0163");
+    assert_eq!(refused["error_code"], "HF-0173");
     let path = format!("/workspace/webhooks/{id}");
     let on =
         server.at(V2026).put(&path, &json!({ "enabled": true, "url": format!("http://{at}/ok") })).await.expect(200);
