@@ -57,7 +57,9 @@ fn run(words: &[&str]) -> Result<()> {
         ["crash", rest @ ..] => crash::run(rest),
         ["sim", rest @ ..] => sim::run(rest),
         ["bench", "boot", rest @ ..] => bench::run(rest),
-        ["bench", name @ ("ops" | "api" | "auth" | "update" | "logs" | "webhooks"), rest @ ..] => bench::loaded(name, rest),
+        ["bench", name @ ("ops" | "api" | "auth" | "update" | "logs" | "webhooks"), rest @ ..] => {
+            bench::loaded(name, rest)
+        }
         ["openapi"] => artifacts::openapi(),
         ["contract", rest @ ..] => contract::run(rest),
         [] | ["help" | "--help" | "-h"] => {

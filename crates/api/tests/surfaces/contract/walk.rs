@@ -316,7 +316,7 @@ impl Walk {
                 .await;
             let key = || Unusual { headers: vec![("idempotency-key", "rotated".to_owned())], ..Unusual::default() };
             let rotate = format!("{path}/rotate-secret");
-            if self.seen.get("DELETE /api/v1/workspace/webhooks/{webhook_id}").is_none() {
+            if !self.seen.contains_key("DELETE /api/v1/workspace/webhooks/{webhook_id}") {
                 self.send(200, "POST", &rotate, &Value::Null, key()).await;
                 self.send(409, "POST", &rotate, &Value::Null, key()).await;
                 self.ask(204, "DELETE", &path, Value::Null).await;
