@@ -134,8 +134,8 @@ impl Port {
                 init::spawn("containers", move || agent.answer_containers(id, containers::list()))
             }
             Task::Stats { id } => init::spawn("stats", move || agent.answer_stats(id, stats::read())),
-            Task::Logs { id, container, options, stop } => init::spawn("logs", move || {
-                let error = logs::stream(&agent, id, &container, &options, &stop).err();
+            Task::Logs { id, container, options, entries, stop } => init::spawn("logs", move || {
+                let error = logs::stream(&agent, id, &container, &options, entries, &stop).err();
                 agent.end_log(id, &stop, error);
             }),
             Task::Shutdown { grace } => init::spawn("shutdown", move || power::shut_down(&agent, grace)),

@@ -12,7 +12,7 @@ use holdfast_model::Timestamp;
 /// A line longer than this is kept in pieces.
 const MAX_LINE: usize = 16 * 1024;
 
-/// A line as it was written, newline included (a cut one has none).
+/// A line as it was written, newline included (a cut one has none). No two lines of a program have the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     pub at: Timestamp,
@@ -24,6 +24,8 @@ pub struct Line {
 #[derive(Default)]
 struct Lines {
     kept: VecDeque<Line>,
+    /// Time of the newest line.
+    last: Timestamp,
     bytes: usize,
     /// Number of the first kept line, counted from the start of the program.
     first: u64,
@@ -64,7 +66,7 @@ impl Tail {
     }
 
     pub fn push(&self, channel: u8, data: &[u8]) {
-        let at = now();
+        let mut at = now();
         let mut lines = self.lock();
         let slot = usize::from(channel == 2);
         let mut rest = data;
@@ -77,6 +79,9 @@ impl Tail {
             if end.is_some() || lines.open[slot].len() >= MAX_LINE {
                 let bytes = std::mem::take(&mut lines.open[slot]);
                 lines.bytes += bytes.len();
+                // Those that were read at once follow each other by a microsecond.
+                at = at.max(Timestamp(lines.last.0 + 1));
+                lines.last = at;
                 lines.kept.push_back(Line { at, channel, bytes });
             }
         }

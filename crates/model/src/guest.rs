@@ -136,6 +136,8 @@ pub struct Container {
 
 /// A word of [`GuestState::can`]: the agent answers [`ToGuest::Stats`].
 pub const CAN_STATS: &str = "stats";
+/// A word of [`GuestState::can`]: the agent sends logs as entries where [`ToGuest::LogsOpen`] asks for that.
+pub const CAN_ENTRIES: &str = "log_entries";
 
 /// The machine as the guest's own kernel sees it. Sizes are in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +258,9 @@ pub enum ToGuest {
         id: u64,
         container: String,
         options: LogOptions,
+        /// Each [`FromGuest::Log`] is to be one entry, whole and with its time; an older agent does not know of it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        entries: bool,
     },
     LogsClose {
         id: u64,
@@ -321,6 +326,10 @@ pub enum FromGuest {
         id: u64,
         channel: u8,
         data: String,
+        /// When it was written, in nanoseconds since 1970, where entries were asked for. Of two entries of one channel the
+        /// later one has the later time, unless the guest's clock was set back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<i64>,
     },
     LogEnd {
         id: u64,

@@ -69,6 +69,19 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
+/// Nanoseconds since 1970 of RFC 3339 text.
+pub fn nanos(text: &str) -> Option<i64> {
+    i64::try_from(text.parse::<jiff::Timestamp>().ok()?.as_nanosecond()).ok()
+}
+
+/// RFC 3339 with nine digits, as docker stamps lines.
+pub fn nanos_text(nanos: i64) -> String {
+    match jiff::Timestamp::from_nanosecond(nanos.into()) {
+        Ok(time) => format!("{time:.9}"),
+        Err(_) => "1970-01-01T00:00:00.000000000Z".to_owned(),
+    }
+}
+
 /// A point in time in the three spellings that docker's command line takes: RFC 3339, unix seconds, or how long ago (`10m`).
 pub fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
     let text = text.trim();
@@ -111,6 +124,19 @@ fn parse_duration(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nanoseconds_as_docker_writes_them() {
+        for text in
+            ["2026-11-21T20:49:11.000000001Z", "1970-01-01T00:00:00.000000000Z", "2100-12-31T23:59:59.999999999Z"]
+        {
+            assert_eq!(nanos_text(nanos(text).expect(text)), text);
+        }
+        assert_eq!(nanos("2026-11-21T20:49:11.5Z"), nanos("2026-11-21T21:49:11.5+01:00"));
+        assert_eq!(nanos("soon"), None);
+        nanos_text(i64::MIN);
+        nanos_text(i64::MAX);
+    }
 
     #[test]
     fn text_round_trips_with_six_digits() {

@@ -3,4 +3,5 @@
 mod changes;
 mod cli;
 mod crashes;
+mod full_disk;
 mod secrets;

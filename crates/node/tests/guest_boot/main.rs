@@ -58,10 +58,10 @@ fn containers(host: &mut Host, id: u64) -> Vec<Container> {
 
 /// Opens a log and gives (stdout, stderr, error code) at its end.
 fn log(host: &mut Host, id: u64, container: &str, options: LogOptions) -> (String, String, Option<String>) {
-    host.send(&ToGuest::LogsOpen { id, container: container.to_owned(), options });
+    host.send(&ToGuest::LogsOpen { id, container: container.to_owned(), options, entries: false });
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = host.wait(SOON, "end of log", |m| match m {
-        FromGuest::Log { id: theirs, channel, data } if *theirs == id => {
+        FromGuest::Log { id: theirs, channel, data, .. } if *theirs == id => {
             let bytes = base64::engine::general_purpose::STANDARD.decode(data).unwrap();
             if *channel == 1 {
                 out.extend(bytes)
@@ -169,6 +169,7 @@ fn an_app_through_its_life_once() {
         id: 7,
         container: name.clone(),
         options: LogOptions { follow: true, ..LogOptions::default() },
+        entries: false,
     });
     host.wait(SOON, "log data", |m| matches!(m, FromGuest::Log { id: 7, .. }).then_some(()));
     drop(host);
@@ -259,6 +260,7 @@ fn scripts_and_their_errors_once() {
         id: 2,
         container: "app".to_owned(),
         options: LogOptions { follow: true, ..LogOptions::default() },
+        entries: false,
     });
     let mut seen = Vec::new();
     host.wait(SOON, "the script's words", |m| {
@@ -313,6 +315,7 @@ fn a_flood_of_logs_and_a_port_without_a_number_once() {
         id: 1,
         container: "flood".to_owned(),
         options: LogOptions { follow: true, ..LogOptions::default() },
+        entries: false,
     });
     let mut got = 0;
     let count = |m: &FromGuest| match m {

@@ -434,15 +434,7 @@ impl Hypervisor for Qemu {
             LogSource::Stdout => STDOUT_LOG,
             LogSource::Stderr => STDERR_LOG,
             LogSource::Container(container) => {
-                let mut log = self.line(uuid)?.logs(container, options).await?;
-                while let Some((channel, data)) = log.next().await? {
-                    let size = data.len();
-                    if !sink.write(channel, data).await {
-                        return Ok(());
-                    }
-                    log.passed_on(size).await;
-                }
-                return Ok(());
+                return self.line(uuid)?.logs(container, options, sink).await;
             }
         };
         logs::read(&self.records.folder(uuid), name, &options, sink).await

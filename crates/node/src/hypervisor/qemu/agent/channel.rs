@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use holdfast_model::guest::{
-    BootError, CAN_STATS, Config, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest, hostname,
+    BootError, CAN_ENTRIES, CAN_STATS, Config, FromGuest, GuestState, Keys, LogOptions, MAX_LINE, ToGuest, hostname,
 };
 use holdfast_model::node::{DesiredVm, STREAM_WINDOW, StreamError};
 use tokio::io::AsyncWriteExt;
@@ -23,7 +23,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::lines::Lines;
 use super::words::{self, MESSAGE, WORD, cut};
-use super::{Command, LogStream, Peer, Piece, Question};
+use super::{AGENT_OLD, Command, LogStream, Peer, Piece, Question};
 use crate::clock;
 use crate::hypervisor::qemu::argv::AGENT_SOCKET;
 use crate::hypervisor::qemu::qmp;
@@ -130,6 +130,8 @@ struct Channel<'a> {
     handed: u64,
     /// Its agent can say how the machine is.
     can_stats: bool,
+    /// Its agent sends logs as entries where it is asked to.
+    can_entries: bool,
     /// The guest has a configuration; one without any asks for it itself.
     configured: bool,
     /// Generation that it asked for and was given.
@@ -161,6 +163,7 @@ impl<'a> Channel<'a> {
             wanted: peer.wanted.clone(),
             handed: 0,
             can_stats: false,
+            can_entries: false,
             configured: false,
             asked: 0,
             keys_due: now,
@@ -284,7 +287,7 @@ impl<'a> Channel<'a> {
                     let _ = reply.send(stats.map(|stats| Box::new(words::stats(*stats))).ok_or_else(why));
                 }
             }
-            FromGuest::Log { id, channel, data } => self.log(id, channel, &data),
+            FromGuest::Log { id, channel, data, at } => self.log(id, channel, &data, at),
             FromGuest::LogEnd { id, error } => self.log_end(id, error),
         }
     }
@@ -292,7 +295,8 @@ impl<'a> Channel<'a> {
     fn take_state(&mut self) {
         let Some(state) = self.state.take() else { return };
         self.state_due = Instant::now() + STATE_SPACING;
-        self.can_stats = state.can.iter().any(|word| word == CAN_STATS);
+        let can = |what: &str| state.can.iter().any(|word| word == what);
+        (self.can_stats, self.can_entries) = (can(CAN_STATS), can(CAN_ENTRIES));
         let wanted = self.wanted.borrow().generation;
         let app_revision = match state.app_revision {
             // An agent of an older image does not speak of it. It runs what it was given at its boot, and nothing newer.
@@ -383,7 +387,9 @@ impl<'a> Channel<'a> {
             // Too late: it was said.
             Command::Stay => {}
             Command::Ask(question) => self.ask(question),
-            Command::LogsOpen { container, options, opened } => self.open_log(container, options, opened),
+            Command::LogsOpen { container, options, entries, opened } => {
+                self.open_log(container, options, entries, opened);
+            }
             Command::LogsCredit { id, bytes } => {
                 if let Some(log) = self.logs.get_mut(&id) {
                     log.credit = log.credit.saturating_add(bytes);
@@ -405,7 +411,7 @@ impl<'a> Channel<'a> {
             Question::Stats(_) if self.can_stats => ToGuest::Stats { id },
             Question::Stats(_) => {
                 let why = "the guest agent is of an older image and cannot say how the machine is";
-                return question.refuse(stream_error("agent_old", why));
+                return question.refuse(stream_error(AGENT_OLD, why));
             }
         };
         self.questions.insert(id, question);
@@ -421,8 +427,14 @@ impl<'a> Channel<'a> {
         &mut self,
         container: String,
         options: LogOptions,
+        entries: bool,
         opened: oneshot::Sender<Result<LogStream, StreamError>>,
     ) {
+        if entries && !self.can_entries {
+            let why = "the guest agent is of an older image and sends no entries";
+            let _ = opened.send(Err(stream_error(AGENT_OLD, why)));
+            return;
+        }
         let (pieces, receiver) = mpsc::unbounded_channel();
         let commands = self.commands.upgrade();
         let Some(commands) = commands.filter(|_| self.logs.len() < MAX_OPEN) else {
@@ -430,12 +442,15 @@ impl<'a> Channel<'a> {
             return;
         };
         let id = self.id();
+        if !self.say(&ToGuest::LogsOpen { id, container, options, entries }) {
+            let _ = opened.send(Err(stream_error("agent_silent", "the guest agent does not read")));
+            return;
+        }
         self.logs.insert(id, LogSide { pieces, credit: STREAM_WINDOW });
-        self.say(&ToGuest::LogsOpen { id, container, options });
-        let _ = opened.send(Ok(LogStream { id, pieces: receiver, commands, ended: false }));
+        let _ = opened.send(Ok(LogStream { id, pieces: receiver, commands, owed: 0, ended: false }));
     }
 
-    fn log(&mut self, id: u64, channel: u8, data: &str) {
+    fn log(&mut self, id: u64, channel: u8, data: &str, at: Option<i64>) {
         let Some(log) = self.logs.get_mut(&id) else { return };
         let Ok(data) = BASE64.decode(data) else { return };
         let size = data.len() as u64;
@@ -450,7 +465,7 @@ impl<'a> Channel<'a> {
         }
         log.credit -= size;
         let channel = if channel == 2 { 2 } else { 1 };
-        if log.pieces.send(Piece::Data(channel, Bytes::from(data))).is_err() {
+        if log.pieces.send(Piece::Data(channel, Bytes::from(data), at)).is_err() {
             self.close_log(id);
         }
     }

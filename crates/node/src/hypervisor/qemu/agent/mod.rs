@@ -11,6 +11,8 @@
 //! ```
 
 mod channel;
+mod feed;
+mod follow;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod lines;
@@ -22,13 +24,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_model::guest::{Container, LogOptions, SystemStats};
-use holdfast_model::node::{DesiredVm, StreamError};
+use holdfast_model::node::{DesiredVm, STREAM_WINDOW, StreamError};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::hypervisor::{KeySource, View, stream_error};
+use self::feed::{Entry, Feeds};
+use crate::hypervisor::{KeySource, LogSink, View, stream_error};
 
+/// The word for what the agent of an older image does not know.
+const AGENT_OLD: &str = "agent_old";
 /// How long a guest may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -45,7 +52,8 @@ pub struct Peer {
 /// A part of a container's log.
 #[derive(Debug)]
 enum Piece {
-    Data(u8, Bytes),
+    /// Channel, bytes, and the time they were written at where entries were asked for.
+    Data(u8, Bytes, Option<i64>),
     End(Option<StreamError>),
 }
 
@@ -84,6 +92,8 @@ enum Command {
     LogsOpen {
         container: String,
         options: LogOptions,
+        /// Each piece is to be an entry, with its time.
+        entries: bool,
         opened: oneshot::Sender<Result<LogStream, StreamError>>,
     },
     LogsCredit {
@@ -99,6 +109,7 @@ enum Command {
 pub struct Agent {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<bool>,
+    feeds: Arc<Feeds>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -108,7 +119,7 @@ impl Agent {
         let (commands, inbox) = mpsc::channel(64);
         let (connection, connected) = watch::channel(false);
         let task = channel::run(peer, commands.downgrade(), inbox, connection);
-        Self { commands, connected, _task: AbortOnDropHandle::new(tokio::spawn(task)) }
+        Self { commands, connected, feeds: Arc::default(), _task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
 
     /// Waits until everything that the guest had said before its end was read.
@@ -119,13 +130,15 @@ impl Agent {
 
     /// A sender of questions, which outlives a borrow of this.
     pub fn line(&self) -> Line {
-        Line { commands: self.commands.clone() }
+        Line { commands: self.commands.clone(), feeds: self.feeds.clone() }
     }
 }
 
 /// Where questions to a guest go in.
+#[derive(Clone)]
 pub struct Line {
     commands: mpsc::Sender<Command>,
+    feeds: Arc<Feeds>,
 }
 
 impl Line {
@@ -149,9 +162,40 @@ impl Line {
         self.ask(Command::Ask(Question::Stats(reply)), answer).await
     }
 
-    pub async fn logs(&self, container: String, options: LogOptions) -> Result<LogStream, StreamError> {
+    /// Writes a container's log to `sink` until its end, or until nobody listens. Those who follow the same one share a
+    /// stream of the guest's.
+    pub async fn logs(
+        &self,
+        container: String,
+        options: LogOptions,
+        sink: &mut dyn LogSink,
+    ) -> Result<(), StreamError> {
+        if follow::is_shared(&options) {
+            match follow::follow(self, &container, &options, sink).await {
+                // Of an older image: it has nothing that could be shared.
+                Err(error) if error.code == AGENT_OLD => {}
+                result => return result,
+            }
+        }
+        let mut log = self.open_logs(container, options, false).await?;
+        while let Some((channel, data, _)) = log.next().await? {
+            let size = data.len();
+            if !sink.write(channel, data).await {
+                return Ok(());
+            }
+            log.passed_on(size).await;
+        }
+        Ok(())
+    }
+
+    /// A log entry by entry; refused as [`AGENT_OLD`] by a guest that does not know of entries.
+    async fn entries(&self, container: String, options: LogOptions) -> Result<LogStream, StreamError> {
+        self.open_logs(container, options, true).await
+    }
+
+    async fn open_logs(&self, container: String, options: LogOptions, entries: bool) -> Result<LogStream, StreamError> {
         let (opened, answer) = oneshot::channel();
-        self.ask(Command::LogsOpen { container, options, opened }, answer).await
+        self.ask(Command::LogsOpen { container, options, entries, opened }, answer).await
     }
 
     async fn ask<T>(
@@ -170,19 +214,24 @@ impl Line {
 
 /// A container's log on its way. Dropping it tells the guest to stop.
 #[derive(Debug)]
-pub struct LogStream {
+struct LogStream {
     id: u64,
     /// Holds no more than the guest has credit for.
     pieces: mpsc::UnboundedReceiver<Piece>,
     commands: mpsc::Sender<Command>,
+    /// Bytes that were passed on and that the guest has no new credit for yet.
+    owed: u64,
     ended: bool,
 }
 
+/// Credit is given in such pieces: a guest that has to read a line for each of its own would be talked to death.
+const CREDIT: u64 = STREAM_WINDOW / 4;
+
 impl LogStream {
     /// The next bytes; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<(u8, Bytes)>, StreamError> {
+    async fn next(&mut self) -> Result<Option<(u8, Bytes, Option<i64>)>, StreamError> {
         match self.pieces.recv().await {
-            Some(Piece::Data(channel, data)) => Ok(Some((channel, data))),
+            Some(Piece::Data(channel, data, at)) => Ok(Some((channel, data, at))),
             Some(Piece::End(error)) => {
                 self.ended = true;
                 error.map_or(Ok(None), Err)
@@ -194,19 +243,37 @@ impl LogStream {
         }
     }
 
+    /// The next entry, of a stream that was opened for entries.
+    async fn next_entry(&mut self) -> Result<Option<Entry>, StreamError> {
+        let piece = self.next().await?;
+        Ok(piece.map(|(channel, data, at)| Entry { at: at.unwrap_or_default(), channel, data }))
+    }
+
     /// These bytes have been passed on; the guest may send as many more.
-    pub async fn passed_on(&self, bytes: usize) {
-        let _ = self.commands.send(Command::LogsCredit { id: self.id, bytes: bytes as u64 }).await;
+    async fn passed_on(&mut self, bytes: usize) {
+        self.owed += bytes as u64;
+        if self.owed >= CREDIT {
+            let bytes = std::mem::take(&mut self.owed);
+            let _ = self.commands.send(Command::LogsCredit { id: self.id, bytes }).await;
+        }
     }
 }
 
 impl Drop for LogStream {
     fn drop(&mut self) {
-        if !self.ended {
-            let _ = self.commands.try_send(Command::LogsClose { id: self.id });
+        if self.ended {
+            return;
+        }
+        let full = self.commands.try_send(Command::LogsClose { id: self.id });
+        // Otherwise the guest would hold a task for it as long as it runs.
+        if let (Err(TrySendError::Full(close)), Ok(runtime)) = (full, Handle::try_current()) {
+            let commands = self.commands.clone();
+            runtime.spawn(async move { drop(commands.send(close).await) });
         }
     }
 }
 
+#[cfg(test)]
+mod follow_tests;
 #[cfg(test)]
 mod tests;

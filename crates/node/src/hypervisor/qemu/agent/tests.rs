@@ -66,15 +66,15 @@ fn state(progress: &str) -> GuestState {
     GuestState { boot_progress: progress.to_owned(), ..GuestState::default() }
 }
 
-struct Rig {
-    agent: Agent,
+pub(super) struct Rig {
+    pub agent: Agent,
     wanted: watch::Sender<Arc<DesiredVm>>,
-    view: watch::Receiver<View>,
+    pub view: watch::Receiver<View>,
     listener: UnixListener,
     _dir: tempfile::TempDir,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     // Deeper than a socket's path may be.
     let dir = tempfile::tempdir().expect("a folder");
     let folder = dir.path().join("x".repeat(120));
@@ -114,8 +114,12 @@ fn rig() -> Rig {
 }
 
 async fn accept(rig: &Rig) -> Guest {
+    Guest::new(accept_stream(rig).await)
+}
+
+pub(super) async fn accept_stream(rig: &Rig) -> UnixStream {
     let accepted = tokio::time::timeout(Duration::from_secs(5), rig.listener.accept());
-    Guest::new(accepted.await.expect("in time").expect("accept").0)
+    accepted.await.expect("in time").expect("accept").0
 }
 
 async fn progress(rig: &mut Rig, wanted: &str) {
@@ -275,7 +279,7 @@ async fn logs_move_on_credit() {
     guest.greet("done").await;
     let line = rig.agent.line();
     let mut log = loop {
-        match line.logs("web".into(), LogOptions::default()).await {
+        match line.open_logs("web".into(), LogOptions::default(), false).await {
             Ok(log) => break log,
             Err(error) => assert_eq!(error.code, "agent_silent"),
         }
@@ -283,23 +287,26 @@ async fn logs_move_on_credit() {
     let ToGuest::LogsOpen { id, container, .. } = guest.hear().await else { panic!("no log asked for") };
     assert_eq!(container, "web");
     let data = |text: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
-    guest.say(&FromGuest::Log { id, channel: 2, data: data(b"hello") }).await;
-    assert_eq!(log.next().await.expect("open"), Some((2, Bytes::from_static(b"hello"))));
-    log.passed_on(5).await;
-    assert!(matches!(guest.hear().await, ToGuest::LogsCredit { bytes: 5, .. }));
+    guest.say(&FromGuest::Log { id, channel: 2, data: data(b"hello"), at: None }).await;
+    assert_eq!(log.next().await.expect("open"), Some((2, Bytes::from_static(b"hello"), None)));
+    // Credit is given in larger pieces than one line.
     let window = usize::try_from(STREAM_WINDOW).expect("fits");
-    guest.say(&FromGuest::Log { id, channel: 1, data: data(&vec![b'x'; window]) }).await;
-    guest.say(&FromGuest::Log { id, channel: 1, data: data(b"too much") }).await;
+    log.passed_on(5).await;
+    log.passed_on(window / 4 - 5).await;
+    let ToGuest::LogsCredit { bytes, .. } = guest.hear().await else { panic!("no credit") };
+    assert_eq!(bytes, STREAM_WINDOW / 4);
+    guest.say(&FromGuest::Log { id, channel: 1, data: data(&vec![b'x'; window]), at: None }).await;
+    guest.say(&FromGuest::Log { id, channel: 1, data: data(&vec![b'x'; window / 4]), at: None }).await;
     assert_eq!(log.next().await.expect("open").expect("data").1.len(), window);
     assert_eq!(log.next().await.expect_err("closed").code, "internal");
     assert!(matches!(guest.hear().await, ToGuest::LogsClose { .. }));
 
-    let mut second = line.logs("db".into(), LogOptions::default()).await.expect("open");
+    let mut second = line.open_logs("db".into(), LogOptions::default(), false).await.expect("open");
     let ToGuest::LogsOpen { id, .. } = guest.hear().await else { panic!("no log asked for") };
     let error = stream_error("no_such_container", "no db");
     guest.say(&FromGuest::LogEnd { id, error: Some(error.clone()) }).await;
     assert_eq!(second.next().await.expect_err("ended"), error);
-    let third = line.logs("web".into(), LogOptions::default()).await.expect("open");
+    let third = line.open_logs("web".into(), LogOptions::default(), false).await.expect("open");
     assert!(matches!(guest.hear().await, ToGuest::LogsOpen { .. }));
     drop(third);
     assert!(matches!(guest.hear().await, ToGuest::LogsClose { .. }));
@@ -412,7 +419,7 @@ async fn a_guest_that_floods_is_heard_no_more_than_its_share_and_others_are_as_b
         noise.push(b'\n');
         for id in 0u64.. {
             let lines = [
-                FromGuest::Log { id, channel: 9, data: data.clone() },
+                FromGuest::Log { id, channel: 9, data: data.clone(), at: None },
                 FromGuest::LogEnd { id, error: None },
                 FromGuest::Containers { id, containers: Vec::new(), error: None },
                 FromGuest::NeedKeys,
