@@ -392,6 +392,10 @@ async fn two_secrets_are_valid_for_a_day() {
 /// Of 1,000 endpoints 900 hang: the other 100 are told within 2 s, beyond what this machine needs when nobody hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_that_hang_do_not_delay_the_others() {
+    // Both ends of each connection are in this process.
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).expect("as many files as the host allows");
     let (server, _) = delivering_here().await;
     let (receiver, at) = Receiver::start("127.0.0.1:0").await;
     for number in 0..1000 {
