@@ -249,7 +249,7 @@ impl Vm {
 
     /// Waits for an answer over HTTP and gives its body.
     pub fn http(&self, port: u16) -> String {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + BOOT;
         loop {
             if let Some(body) = get(port) {
                 return body;

@@ -1,7 +1,7 @@
 //! What a guest says of its machine, and what of its env and of its owner's text is for the guest itself.
 
 use base64::Engine as _;
-use holdfast_model::guest::{CAN_STATS, Config, FromGuest, Keys, LogOptions, SystemStats, ToGuest};
+use holdfast_model::guest::{CAN_ENTRIES, CAN_STATS, Config, FromGuest, Keys, LogOptions, SystemStats, ToGuest};
 use holdfast_trust::{env, kms};
 use serde_json::json;
 
@@ -101,7 +101,7 @@ fn a_private_registry_ssh_keys_and_the_machine_once() {
     assert!(error.message.contains("the login is right, ****"), "{}", error.message);
     assert!(!error.message.contains(PASSWORD) && !error.message.contains(&auth), "{}", error.message);
 
-    assert_eq!(host.state.can, [CAN_STATS]);
+    assert_eq!(host.state.can, [CAN_STATS, CAN_ENTRIES]);
     let machine = stats(&mut host, 1);
     assert_eq!((machine.num_cpus, machine.os_name.contains("Debian")), (2, true), "{machine:?}");
     assert!(machine.total_memory > 1 << 30 && machine.total_memory <= 2 << 30, "{machine:?}");
