@@ -69,7 +69,10 @@ pub async fn hear(said: &[u8]) -> io::Result<()> {
     seen.wait_for(|view| view.guest.agent).await.map_err(io::Error::other)?;
     let (one, two) = (agent.line(), agent.line());
     let question = tokio::spawn(async move { one.containers().await });
-    let log = tokio::spawn(async move { read_log(two.logs("app".to_owned(), LogOptions::default()).await).await });
+    let log =
+        tokio::spawn(
+            async move { read_log(two.open_logs("app".to_owned(), LogOptions::default(), false).await).await },
+        );
     // Both have been asked; what the node says to the lies nobody reads.
     for _ in 0..2 {
         lines.next_line().await?;
@@ -93,7 +96,7 @@ pub async fn hear(said: &[u8]) -> io::Result<()> {
 async fn read_log(opened: Result<super::LogStream, holdfast_model::node::StreamError>) -> u64 {
     let Ok(mut log) = opened else { return 0 };
     let mut taken = 0;
-    while let Ok(Some((channel, data))) = log.next().await {
+    while let Ok(Some((channel, data, _))) = log.next().await {
         assert!([1, 2].contains(&channel), "channel {channel}");
         taken += data.len() as u64;
     }
