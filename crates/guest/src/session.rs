@@ -16,8 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_model::guest::{
-    BootError, BootProgress, CAN_ENTRIES, CAN_STATS, Config, Container, FromGuest, GuestState, Keys, LogOptions,
-    SystemStats, ToGuest,
+    BootError, BootProgress, CAN_ENTRIES, CAN_STATS, Config, FromGuest, GuestState, Keys, LogOptions, ToGuest,
 };
 use holdfast_model::node::{STREAM_WINDOW, StreamError};
 use rustix::event::EventfdFlags;

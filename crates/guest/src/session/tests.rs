@@ -1,5 +1,7 @@
 //! What is said before and after each `Hello`, which configuration counts, and that no host makes the agent grow.
 
+use holdfast_model::guest::SystemStats;
+
 use super::*;
 
 fn said(agent: &Agent) -> Vec<FromGuest> {
