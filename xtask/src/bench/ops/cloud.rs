@@ -40,9 +40,11 @@ impl Cloud {
         Self::of(Server::start(Options::new(binary, folder))?)
     }
 
-    /// Without a node: it only answers questions, and seals what is not sealed.
+    /// Without a node: it only answers questions, and seals what is not sealed. It refuses as often as it is asked to.
     pub fn without_node(binary: &Path, folder: &Path) -> Result<Self> {
-        let server = Server::launch(Options::new(binary, folder).args(["--node", "none"]))?;
+        let mut options = Options::new(binary, folder).args(["--node", "none"]);
+        options.env.push(("HOLDFAST_RATE_LIMIT_FAILURES".to_owned(), "none".to_owned()));
+        let server = Server::launch(options)?;
         let client = Client::new(server.url(), "");
         until(Duration::from_secs(60), "the server answers", || {
             Ok(client.get("/healthz").ok().filter(|answer| answer.status == 200))
