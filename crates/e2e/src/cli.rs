@@ -6,13 +6,12 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use holdfast_harness::until;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, SOON};
 
 pub struct Phala {
     home: TempDir,
@@ -130,7 +129,7 @@ impl Following {
 
     /// Waits until it has told this, and fails when it ends before.
     pub fn wait_for(&mut self, text: &str) {
-        let seen = until(Duration::from_secs(60), &format!("it tells {text:?}"), || {
+        let seen = until(SOON, &format!("it tells {text:?}"), || {
             let is_told = self.told().contains(text);
             assert!(is_told || self.node.try_wait()?.is_none(), "it ended: {}", self.told());
             Ok(is_told.then_some(()))
@@ -142,7 +141,7 @@ impl Following {
 impl Following {
     /// Waits until it is over; whether it succeeded.
     pub fn wait(&mut self) -> bool {
-        let over = until(Duration::from_secs(60), "it ends", || Ok(self.node.try_wait()?));
+        let over = until(SOON, "it ends", || Ok(self.node.try_wait()?));
         over.unwrap_or_else(|e| panic!("{e}: {}", self.told())).success()
     }
 }

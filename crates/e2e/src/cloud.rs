@@ -14,12 +14,13 @@ use holdfast_harness::until;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Long enough for an emulated guest on a busy machine.
-pub const BOOT: Duration = Duration::from_secs(240);
+/// Long enough for an emulated guest on a busy machine. These are limits of patience, several times what a machine of two
+/// slow cores needs: they say that something hangs, and never how fast it is.
+pub const BOOT: Duration = Duration::from_secs(480);
 /// For everything that needs no guest.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(120);
 /// After a crash: a node that does not know whether the guest heard its wish to stop gives it the whole grace time.
-pub const AFTER_CRASH: Duration = Duration::from_secs(90);
+pub const AFTER_CRASH: Duration = Duration::from_secs(240);
 
 /// A compose file that publishes one port.
 pub const COMPOSE: &str = "services:\n  app:\n    image: hello\n    ports:\n      - \"8080:8080\"\n";
@@ -119,7 +120,7 @@ impl Cloud {
 
     /// Until a node is ONLINE and has said that it takes VMs.
     pub fn wait_node(&self) {
-        let ready = until(Duration::from_secs(60), "a node is ready", || {
+        let ready = until(SOON, "a node is ready", || {
             let nodes = self.client.get("/holdfast/v1/nodes")?.ok()?;
             let is_ready = |n: &Value| n["status"] == "ONLINE" && n["ready"] == true;
             Ok(nodes["items"].as_array().is_some_and(|list| list.iter().any(is_ready)).then_some(()))

@@ -6,10 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_harness::process;
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use crate::cloud::Cloud;
+use crate::truth;
 
 /// Fails when anything of the deleted CVM is left on the node or held in the database.
 pub fn assert_none(cloud: &Cloud, cvm: &str) {
@@ -31,23 +30,31 @@ pub struct Held {
 }
 
 pub fn held(cloud: &Cloud) -> Held {
-    let count = |sql| number(&cloud.data_dir().join("holdfast.db"), sql);
-    Held {
-        ports: count("SELECT count(*) FROM vm_port"),
-        names: count("SELECT count(*) FROM vm_name"),
-        claims: count("SELECT count(*) FROM operation_resource WHERE held"),
-        due_operations: count("SELECT count(*) FROM operation WHERE wake_at IS NOT NULL"),
-        living: count("SELECT count(*) FROM vm WHERE deleted_at IS NULL"),
-    }
+    let counts = [
+        "SELECT count(*) FROM vm_port",
+        "SELECT count(*) FROM vm_name",
+        "SELECT count(*) FROM operation_resource WHERE held",
+        "SELECT count(*) FROM operation WHERE wake_at IS NOT NULL",
+        "SELECT count(*) FROM vm WHERE deleted_at IS NULL",
+    ];
+    let [ports, names, claims, due_operations, living] = numbers(&cloud.data_dir().join("holdfast.db"), counts);
+    Held { ports, names, claims, due_operations, living }
 }
 
 /// One number out of a database that a server may be using.
 pub fn number(database: &Path, sql: &'static str) -> i64 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let options = SqliteConnectOptions::new().filename(database).read_only(true);
-        let mut connection = SqliteConnection::connect_with(&options).await.expect("the database opens");
-        sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("the query is valid")
+    numbers(database, [sql])[0]
+}
+
+/// A number for each of the queries.
+pub fn numbers<const N: usize>(database: &Path, queries: [&'static str; N]) -> [i64; N] {
+    truth::ask(database, async |connection| {
+        let mut numbers = [0; N];
+        for (number, sql) in numbers.iter_mut().zip(queries) {
+            let asked = sqlx::query_scalar(sql).fetch_one(&mut *connection).await;
+            *number = asked.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        }
+        numbers
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The one rule: an answer is returned whatever its status is; only a request without any answer is an error here.
 
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -49,7 +50,7 @@ impl Client {
     pub fn new(base: impl Into<String>, key: impl Into<String>) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(60)))
+            .timeout_global(Some(Duration::from_secs(180)))
             .max_redirects(0)
             .build();
         Self { agent: config.into(), base: base.into(), key: key.into() }
@@ -76,6 +77,13 @@ impl Client {
             headers: answer.headers().clone(),
             text: text.with_context(|| format!("{method} {url}: body"))?,
         })
+    }
+
+    /// The body of a 200 while it comes, for as long as it does. The URL is signed: no key is sent.
+    pub fn stream(&self, url: &str) -> Result<impl BufRead + use<>> {
+        let config = Agent::config_builder().timeout_connect(Some(Duration::from_secs(60))).max_redirects(0).build();
+        let answer = Agent::from(config).get(url).call().context("open a stream")?;
+        Ok(BufReader::new(answer.into_body().into_reader()))
     }
 
     pub fn get(&self, path: &str) -> Result<Answer> {

@@ -14,6 +14,9 @@ use rustix::process::Signal;
 use crate::client::Client;
 use crate::{free_port, process, until};
 
+/// How long a process may take to end before it is killed, and the test fails.
+const END: Duration = Duration::from_secs(60);
+
 /// How to start a server.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -29,6 +32,8 @@ pub struct Options {
     pub ready_within: Duration,
     /// A file that the server sees as the kernel's boot id: to it, the host was restarted. Needs root.
     pub boot_id: Option<PathBuf>,
+    /// Where its log goes; beside the data folder's own files when absent.
+    pub log: Option<PathBuf>,
 }
 
 impl Options {
@@ -41,6 +46,7 @@ impl Options {
             env: Vec::new(),
             ready_within: Duration::from_secs(120),
             boot_id: None,
+            log: None,
         }
     }
 
@@ -151,9 +157,9 @@ impl Server {
         Ok(Client::new(self.url(), key.trim()))
     }
 
-    /// Lies beside the data folder's own files and is no part of them.
+    /// Lies beside the data folder's own files and is no part of them, unless it was put elsewhere.
     pub fn log_path(&self) -> PathBuf {
-        self.options.data_dir.join("serve.log")
+        self.options.log.clone().unwrap_or_else(|| self.options.data_dir.join("serve.log"))
     }
 
     pub fn log_end(&self, lines: usize) -> String {
@@ -167,18 +173,18 @@ impl Server {
 
     /// Asks the process to end, and waits. Its VMs keep running.
     pub fn stop(&mut self) -> Result<ExitStatus> {
-        end(self.child.take(), Signal::TERM, Duration::from_secs(15))
+        end(self.child.take(), Signal::TERM, END)
     }
 
     /// `kill -9`.
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        end(self.child.take(), Signal::KILL, Duration::from_secs(15))
+        end(self.child.take(), Signal::KILL, END)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = end(self.child.take(), Signal::KILL, Duration::from_secs(15));
+        let _ = end(self.child.take(), Signal::KILL, END);
         if std::thread::panicking() {
             eprintln!("--- the end of {}\n{}", self.log_path().display(), self.log_end(80));
         }
@@ -239,17 +245,17 @@ impl Node {
     }
 
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        end(self.child.take(), Signal::KILL, Duration::from_secs(15))
+        end(self.child.take(), Signal::KILL, END)
     }
 
     pub fn stop(&mut self) -> Result<ExitStatus> {
-        end(self.child.take(), Signal::TERM, Duration::from_secs(15))
+        end(self.child.take(), Signal::TERM, END)
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = end(self.child.take(), Signal::KILL, Duration::from_secs(15));
+        let _ = end(self.child.take(), Signal::KILL, END);
         if std::thread::panicking() {
             eprintln!("--- the end of the node's log\n{}", tail(&self.data_dir.join("node.log"), 60));
         }
@@ -279,9 +285,9 @@ fn end(child: Option<Child>, signal: Signal, limit: Duration) -> Result<ExitStat
     ended
 }
 
-/// The last lines of a text file.
+/// The last lines of a text file; none of a device.
 pub fn tail(path: &Path, lines: usize) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
+    let bytes = if path.is_file() { fs::read(path).unwrap_or_default() } else { Vec::new() };
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<_> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

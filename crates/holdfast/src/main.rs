@@ -95,10 +95,12 @@ pub fn load(common: &Common, mut options: Vec<(&'static str, Option<String>)>) -
     Config::load(common.config.as_deref(), &options).map_err(|e| refused(format!("{e:#}")))
 }
 
-/// Log lines go to standard error: standard output is for data.
+/// Log lines go to standard error: standard output is for data. A line that cannot be written, as on a full disk, is lost
+/// and nothing else: told to complain of it, the library would write that to standard error too, and panic.
 pub fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|e| refused(format!("log: {e}")))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().init(),

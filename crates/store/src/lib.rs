@@ -201,7 +201,9 @@ pub(crate) fn fault(error: sqlx::Error) -> Error {
         error,
         sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed
     );
-    if primary == Some(13) {
+    // The file that all connections share, which cannot grow.
+    const SHARED_SIZE: &str = "4874";
+    if primary == Some(13) || code.as_deref() == Some(SHARED_SIZE) {
         let message = "The disk of the server's database is full; nothing was changed.";
         return Error::new(Code::Unavailable, message).with_internal(error);
     }

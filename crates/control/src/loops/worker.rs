@@ -26,9 +26,10 @@ const LEASE: Duration = Duration::from_secs(10);
 const BATCH: i64 = 64;
 /// Looks for due operations at least this often, should a bell be missed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// After a fault that passes, before the next try; doubled with each further one.
+/// After a fault that passes, before the next try; doubled with each further one. Nobody tells us that there is room again,
+/// and until we look everything waits, so the longest of them is not long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// Runs until `stop`. Waiting operations do not hold it up.
 pub async fn run(control: Control, owner: String, stop: CancellationToken) {

@@ -3,10 +3,8 @@
 //! The one rule: after each command the ledger is compared with what was done, so that a command which merely looks right
 //! does not pass.
 
-use std::time::Duration;
-
 use holdfast_e2e::cli::Phala;
-use holdfast_e2e::cloud::{BOOT, Cloud, text};
+use holdfast_e2e::cloud::{BOOT, Cloud, SOON, text};
 use holdfast_e2e::leftovers;
 use holdfast_harness::{operation, until};
 use serde_json::Value;
@@ -75,7 +73,7 @@ fn an_app_from_deploy_to_delete() {
     let containers = phala.run(&["ps", NAME]);
     assert!(containers.contains("web"), "{containers}");
     let container = container_name(&cloud, &cvm);
-    let logs = until(Duration::from_secs(30), "the container's log has its first line", || {
+    let logs = until(SOON, "the container's log has its first line", || {
         let logs = phala.run(&["logs", &container, "--cvm-id", NAME, "--stderr"]);
         Ok(logs.contains("listening on port 80").then_some(()))
     });
@@ -132,7 +130,7 @@ fn read_logs(cloud: &Cloud, phala: &Phala, cvm: &str, container: &str) {
     // The app logs each request: what comes after the beginning comes as well.
     let before = web.told().matches("response:200").count();
     answer(cloud, cvm);
-    let more = until(Duration::from_secs(30), "the request is in the followed log", || {
+    let more = until(SOON, "the request is in the followed log", || {
         Ok((web.told().matches("response:200").count() > before).then_some(()))
     });
     more.unwrap_or_else(|e| panic!("{e}: {}", web.told()));

