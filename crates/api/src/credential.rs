@@ -20,6 +20,28 @@ use crate::extract::header;
 const COOKIE_TLS: &str = "__Host-holdfast_session";
 /// Without TLS, where browsers do not take the other one.
 const COOKIE: &str = "holdfast_session";
+/// The same of a login that is on its way through the identity provider.
+const LOGIN_COOKIE_TLS: &str = "__Host-holdfast_oidc";
+const LOGIN_COOKIE: &str = "holdfast_oidc";
+
+/// What browsers keep for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cookie {
+    /// Of somebody who is signed in.
+    Session,
+    /// Of a login through the identity provider, between its two halves.
+    Login,
+}
+
+impl Cookie {
+    /// Its name over TLS, and without.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Session => (COOKIE_TLS, COOKIE),
+            Self::Login => (LOGIN_COOKIE_TLS, LOGIN_COOKIE),
+        }
+    }
+}
 
 /// A credential, and where it came from. Never printed: it holds the secret.
 pub struct Credential {
@@ -40,7 +62,7 @@ impl Credential {
             return (!key.is_empty()).then(|| Self { secret: key.to_owned(), is_cookie: false, from });
         }
         let safe = matches!(*method, Method::GET | Method::HEAD);
-        let secret = session(headers).filter(|_| safe || is_same_origin(headers))?;
+        let secret = cookie(headers, Cookie::Session).filter(|_| safe || is_same_origin(headers))?;
         Some(Self { secret: secret.to_owned(), is_cookie: true, from })
     }
 
@@ -62,20 +84,32 @@ pub fn client_address(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
-/// The session's secret among the cookies. The one that only TLS can have set counts first.
-fn session(headers: &HeaderMap) -> Option<&str> {
+/// What a cookie of ours holds. The one that only TLS can have set counts first.
+pub fn cookie(headers: &HeaderMap, which: Cookie) -> Option<&str> {
     let cookies = headers.get_all("cookie").into_iter().filter_map(|value| value.to_str().ok());
     let pairs: Vec<(&str, &str)> =
         cookies.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('=')).collect();
     let named = |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
-    named(COOKIE_TLS).or_else(|| named(COOKIE)).filter(|value| !value.is_empty())
+    let (tls, plain) = which.names();
+    named(tls).or_else(|| named(plain)).filter(|value| !value.is_empty())
 }
 
-/// `Set-Cookie` for a session of this many seconds; 0 ends it. Lax, so that a link from elsewhere finds who is signed in.
+/// `Set-Cookie` for a session of this many seconds; 0 ends it.
 pub fn set_cookie(app: &App, secret: &str, seconds: u64) -> String {
+    set(app, Cookie::Session, secret, seconds)
+}
+
+/// `Set-Cookie` for a login through the identity provider that may take this many seconds; 0 ends it.
+pub fn set_login_cookie(app: &App, sealed: &str, seconds: u64) -> String {
+    set(app, Cookie::Login, sealed, seconds)
+}
+
+/// Lax, so that a link from elsewhere finds who is signed in, and the way back from the provider the login.
+fn set(app: &App, which: Cookie, value: &str, seconds: u64) -> String {
+    let (tls, plain) = which.names();
     let (name, secure) =
-        if app.control.settings.public_url.starts_with("https:") { (COOKIE_TLS, "; Secure") } else { (COOKIE, "") };
-    format!("{name}={secret}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}")
+        if app.control.settings.public_url.starts_with("https:") { (tls, "; Secure") } else { (plain, "") };
+    format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}")
 }
 
 /// Whether the browser says that a page of this server made the request. A client that says nothing of it is no browser,
@@ -122,6 +156,8 @@ mod tests {
         assert_eq!(shown(Method::GET, &[]), None);
         let both = [("cookie", "holdfast_session=weak"), ("cookie", "__Host-holdfast_session=strong")];
         assert_eq!(shown(Method::GET, &both), Some(("strong".to_owned(), true)));
+        // A login that is on its way is no session.
+        assert_eq!(shown(Method::GET, &[("cookie", "holdfast_oidc=s; __Host-holdfast_oidc=s")]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | `/v1/*` | [`nirvana`] | Nirvana Labs API |
 //! | `/holdfast/v1/*` | [`holdfast`] | ours |
 //! | `/node/v1/*` | [`node`] | nodes dial in here |
-//! | `/login`, `/device` | [`pages`] | people with a browser sign in and let devices in |
+//! | `/login`, `/device`, `/auth/oidc/*` | [`pages`] | people with a browser sign in and let devices in |
 
 #![forbid(unsafe_code)]
 

@@ -50,6 +50,7 @@ pub struct Guard {
     logins_as: Limit<[u8; 32]>,
     devices_from: Limit<IpAddr>,
     codes_from: Limit<IpAddr>,
+    oidc_from: Limit<IpAddr>,
     clock: DefaultClock,
 }
 
@@ -66,6 +67,8 @@ impl Default for Guard {
             logins_as: RateLimiter::keyed(quota(10, 4)),
             devices_from: RateLimiter::keyed(quota(20, 10)),
             codes_from: RateLimiter::keyed(quota(20, 6)),
+            // Two for each login: its beginning and its end.
+            oidc_from: RateLimiter::keyed(quota(60, 40)),
             clock: DefaultClock::default(),
         }
     }
@@ -92,12 +95,18 @@ impl Guard {
         self.check(&self.codes_from, &place(from))
     }
 
+    /// Before the identity provider is asked anything.
+    pub(crate) fn oidc(&self, from: Option<IpAddr>) -> Result<(), Denied> {
+        self.check(&self.oidc_from, &place(from))
+    }
+
     /// Forgets those who have not tried for so long that nothing is held against them.
     pub(crate) fn tidy(&self) {
         self.logins_from.retain_recent();
         self.logins_as.retain_recent();
         self.devices_from.retain_recent();
         self.codes_from.retain_recent();
+        self.oidc_from.retain_recent();
     }
 }
 

@@ -29,6 +29,7 @@ pub mod loops;
 pub mod metrics;
 pub mod node_tokens;
 pub mod nodes;
+pub mod oidc;
 pub mod operations;
 pub mod passwords;
 pub mod people;
@@ -88,6 +89,8 @@ pub struct Settings {
     /// How much a caller may ask for in how much time.
     pub rates: rates::Rates,
     pub webhooks: webhooks::Options,
+    /// The identity provider that people can sign in through. `None`: they cannot.
+    pub oidc: Option<oidc::Options>,
 }
 
 impl Default for Settings {
@@ -106,6 +109,7 @@ impl Default for Settings {
             catalogue: Arc::default(),
             rates: rates::Rates::default(),
             webhooks: webhooks::Options::default(),
+            oidc: None,
         }
     }
 }
@@ -119,6 +123,8 @@ pub struct Keys {
     pub(crate) seal: SealKey,
     /// Wraps the secrets of webhooks.
     pub(crate) webhooks: MasterKey,
+    /// Seals what browsers keep of a login through the identity provider.
+    pub(crate) oidc: Zeroizing<[u8; 32]>,
 }
 
 /// The core that every surface and loop shares.
@@ -143,10 +149,13 @@ pub struct Control {
     pub(crate) uses: Arc<identity::Uses>,
     pub(crate) guard: Arc<guard::Guard>,
     pub(crate) hashing: Arc<passwords::Hashing>,
+    pub(crate) oidc: Option<Arc<oidc::provider::Provider>>,
 }
 
 impl Control {
     pub fn new(store: Store, keys: Keys, settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        let provider =
+            settings.oidc.clone().map(|options| oidc::provider::Provider::new(options, &settings.public_url));
         Self {
             store,
             settings: Arc::new(settings),
@@ -163,6 +172,7 @@ impl Control {
             uses: Arc::default(),
             guard: Arc::default(),
             hashing: Arc::default(),
+            oidc: provider.map(Arc::new),
         }
     }
 

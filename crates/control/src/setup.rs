@@ -61,6 +61,7 @@ pub async fn keys(store: &Store, master: &MasterKey) -> Result<Keys, Error> {
         log_token: secret(store, master, "log_token").await?,
         seal,
         webhooks: wrapping_key(store, master, "webhooks").await?,
+        oidc: secret(store, master, "oidc").await?,
     })
 }
 

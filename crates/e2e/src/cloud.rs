@@ -59,6 +59,11 @@ impl Cloud {
         Self::embedded_with(&["--hypervisor", "simulated", "--simulated-step-ms", "1"], vec![set])
     }
 
+    /// Simulated VMs, with these keys of the configuration, by the names of their variables.
+    pub fn simulated_under(variables: Vec<(String, String)>) -> Self {
+        Self::embedded_with(&["--hypervisor", "simulated", "--simulated-step-ms", "1"], variables)
+    }
+
     /// Simulated VMs, and webhooks that may go to this host.
     pub fn simulated_for_webhooks(step_ms: u64) -> Self {
         let env = [("HOLDFAST_WEBHOOK_NETWORKS", "127.0.0.0/8"), ("HOLDFAST_WEBHOOK_HTTP", "true")];

@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod cloud;
 pub mod github;
+pub mod identity;
 pub mod leftovers;
 pub mod sdk;
 pub mod small;

@@ -1,7 +1,9 @@
-//! `holdfast admin`: what an operator does. Tokens of nodes and the lost admin key need the data folder itself, and work
-//! beside a running server or without one; people and workspaces are asked of the server, as any client does.
+//! `holdfast admin`: what an operator does. What lets people and nodes in (passwords, identities, tokens, the lost admin key)
+//! needs the data folder itself, and works beside a running server or without one; people and workspaces are asked of the
+//! server, as any client does.
 
 mod credentials;
+mod identities;
 mod quotas;
 mod users;
 mod workspaces;
@@ -31,8 +33,6 @@ pub enum Command {
     /// API tokens of everybody
     #[command(subcommand)]
     Tokens(credentials::Tokens),
-    /// Give a user a password, read from standard input; their sessions end
-    SetPassword(credentials::SetPassword),
     /// Issue a token for one node; prints it once
     NodeToken {
         #[command(flatten)]
@@ -67,7 +67,6 @@ pub fn run(command: Command) -> Result<ExitCode> {
         match command {
             Command::Approve(options) => credentials::approve(options).await?,
             Command::Tokens(command) => credentials::tokens(command).await?,
-            Command::SetPassword(options) => credentials::set_password(options).await?,
             Command::NodeToken { common, name, json } => {
                 let data_dir = load(&common, Vec::new())?.data_dir()?;
                 let store = Store::open_existing(&data_dir).await.map_err(open_error)?;

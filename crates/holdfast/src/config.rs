@@ -3,12 +3,15 @@
 //! The one rule: `config.default.toml` is the only place where a default stands. A key that the code does not know, or
 //! that the file does not have, fails a test here and stops a start with one line.
 
+mod oidc;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use holdfast_control::catalogue::Catalogue;
+use holdfast_control::oidc::Secret;
 use holdfast_control::rates::{Rate, Rates};
 use holdfast_control::webhooks::guard::Guard;
 use ipnet::IpNet;
@@ -44,6 +47,19 @@ pub struct Config {
     webhook_networks: Networks,
     webhook_http: bool,
     webhooks_per_workspace: u32,
+    oidc_issuer: String,
+    oidc_client_id: String,
+    oidc_client_secret: Secret,
+    oidc_client_secret_file: String,
+    oidc_name: String,
+    oidc_scopes: String,
+    oidc_username_claim: String,
+    oidc_email_claim: String,
+    oidc_email_verified_claim: String,
+    oidc_link_email: bool,
+    oidc_create_users: bool,
+    oidc_workspace: String,
+    oidc_role: String,
     pub deadline_prepare_s: u64,
     pub deadline_start_s: u64,
     pub deadline_boot_s: u64,
@@ -198,6 +214,7 @@ impl Config {
                 bail!("{key} = {factor} is not between 0.1 and 1000");
             }
         }
+        self.oidc_checked()?;
         if self.port_first == 0 || self.port_first > self.port_last {
             bail!("port_first = {} and port_last = {} are no range", self.port_first, self.port_last);
         }

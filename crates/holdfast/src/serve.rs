@@ -14,13 +14,13 @@ use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use holdfast_api::App;
 use holdfast_control::webhooks::dispatch;
-use holdfast_control::{Control, Settings, SystemClock, events, loops, setup};
+use holdfast_control::{Control, Settings, SystemClock, events, loops, oidc, setup};
 use holdfast_store::{FolderLock, OpenError, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, NodeMode};
 use crate::{Common, load, log_to_stderr, refused};
@@ -95,6 +95,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let data_dir = config.data_dir()?;
     let catalogue = Arc::new(config.catalogue().map_err(|e| refused(format!("{e:#}")))?);
+    let oidc = config.oidc().map_err(|e| refused(format!("{e:#}")))?;
     let _lock = FolderLock::take(&data_dir).map_err(refused)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr()?;
@@ -107,7 +108,12 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let keys = setup::keys(&store, &master).await.map_err(|e| refused(e.message))?;
     let key_file = data_dir.join("admin.key");
     setup::first_admin(&store, &*clock, &key_file).await?;
-    let settings = Settings { catalogue, ..config.settings(address.port()) };
+    if let Some(newcomers) = oidc.as_ref().and_then(|options| options.newcomers.as_ref())
+        && !oidc::people::has_home(&store, newcomers).await?
+    {
+        warn!(workspace = newcomers.workspace, "the workspace of oidc_workspace is not there: new users are refused");
+    }
+    let settings = Settings { catalogue, oidc, ..config.settings(address.port()) };
     let public_url = settings.public_url.clone();
     let control = Control::new(store.clone(), keys, settings, clock.clone());
     let waiting = store.operations_recover(RECOVERY_GRACE, control.now()).await?;

@@ -162,11 +162,20 @@ codes! {
     LogTokenInvalid   = "HF-0304", 401, None, "Fetch a fresh log URL; they expire.";
 
     // Credentials
-    LoginFailed       = "HF-0401", 401, None, "Check the name and the password; the operator sets one with `holdfast admin set-password`.";
+    LoginFailed       = "HF-0401", 401, None, "Check the name and the password; the operator sets one with `holdfast admin users set-password`.";
     TooManyAttempts   = "HF-0402", 429, None, "Wait as many seconds as Retry-After says.";
     TokenNotFound     = "HF-0403", 404, None, "See GET /api/v1/tokens for the tokens there are; a deleted one stays so.";
     DeviceCodeUnknown = "HF-0404", 404, None, "Look at the code on the device again; it works for 15 minutes and once.";
     NotALogin         = "HF-0405", 400, None, "Delete the token with DELETE /api/v1/tokens/{id} to make it worthless.";
+
+    // Logins through an identity provider
+    OidcState         = "HF-0420", 400, None, "Begin the login again in this browser, with cookies allowed; each one works once.";
+    OidcExpired       = "HF-0421", 400, None, "Begin the login again; it has to be over within ten minutes.";
+    OidcDenied        = "HF-0422", 403, None, "Begin the login again, or ask whoever runs the identity provider.";
+    OidcUnreachable   = "HF-0423", 503, None, "Try again in a moment, or sign in with a password or an API key.";
+    OidcAnswer        = "HF-0424", 502, None, "Begin the login again; if that does not help, ask the operator to look at the server's log.";
+    OidcToken         = "HF-0425", 401, None, "Begin the login again; if that does not help, ask the operator to look at the server's log.";
+    OidcNoAccount     = "HF-0426", 403, None, "Ask the operator for an account: `holdfast admin users link` gives one to your subject.";
 }
 
 impl Serialize for Code {

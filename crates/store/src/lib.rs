@@ -25,6 +25,7 @@ pub mod feed;
 mod filter;
 pub mod history;
 pub mod idempotency;
+pub mod identities;
 pub mod installation;
 pub mod interventions;
 pub mod invitations;

@@ -64,6 +64,18 @@ impl Principal {
     }
 }
 
+/// A member of a workspace as a principal that has shown nothing.
+const MEMBER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
+        w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
+        w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
+        p.id AS project_id, p.uuid AS project_uuid, 0 AS api_key_id, '2025-10-28' AS default_version,
+        'token' AS key_kind, '{}' AS limits
+     FROM workspace_member m
+     JOIN user_account u ON u.id = m.user_id
+     JOIN workspace w ON w.id = m.workspace_id
+     JOIN project p ON p.workspace_id = w.id AND p.is_default
+     WHERE m.user_id = $1 AND m.workspace_id = $2 AND u.disabled_at IS NULL AND w.disabled_at IS NULL";
+
 impl Store {
     /// The holder of the credential with this sha256, unless it was revoked, has expired or is not valid yet.
     pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
@@ -94,23 +106,7 @@ impl Store {
     /// A member of a workspace, without any credential: for what somebody else does in their name (the operator beside
     /// the database) or before they have one (a login). `None` when they do not belong to it.
     pub async fn principal_of(&self, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
-        sqlx::query_as(
-            "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
-                    w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
-                    w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
-                    p.id AS project_id, p.uuid AS project_uuid, 0 AS api_key_id, '2025-10-28' AS default_version,
-                    'token' AS key_kind, '{}' AS limits
-             FROM workspace_member m
-             JOIN user_account u ON u.id = m.user_id
-             JOIN workspace w ON w.id = m.workspace_id
-             JOIN project p ON p.workspace_id = w.id AND p.is_default
-             WHERE m.user_id = $1 AND m.workspace_id = $2 AND u.disabled_at IS NULL AND w.disabled_at IS NULL",
-        )
-        .bind(user)
-        .bind(workspace)
-        .fetch_optional(self.read())
-        .await
-        .map_err(fault)
+        sqlx::query_as(MEMBER).bind(user).bind(workspace).fetch_optional(self.read()).await.map_err(fault)
     }
 
     /// The workspace that somebody works in who names none: the first that they belong to.
@@ -164,6 +160,11 @@ impl Store {
         .await
         .map_err(fault)
     }
+}
+
+/// [`Store::principal_of`], as this transaction has it.
+pub async fn principal_in(tx: &mut Tx, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
+    sqlx::query_as(MEMBER).bind(user).bind(workspace).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// A user, a workspace they own, and its default project. Returns (user, workspace).

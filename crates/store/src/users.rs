@@ -80,6 +80,13 @@ impl Store {
     }
 }
 
+/// Whoever has this address, in small letters, as this transaction has it.
+pub async fn user_with_email_in(tx: &mut Tx, email: &str) -> Result<Option<User>, Error> {
+    let mut query = QueryBuilder::new(COLUMNS);
+    query.push(" WHERE u.email = ").push_bind(email.to_owned());
+    query.build_query_as().fetch_optional(&mut **tx).await.map_err(fault)
+}
+
 /// Makes an account, and refuses a username or address that somebody has. Nobody can sign in with it until they get a
 /// key or a password.
 pub async fn user_create(tx: &mut Tx, username: &str, email: &str, role: &str, now: Timestamp) -> Result<i64, Error> {

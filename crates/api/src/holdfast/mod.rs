@@ -65,4 +65,5 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(quotas::get, quotas::set, quotas::clear))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))
+        .merge(crate::pages::oidc::routes())
 }

@@ -8,7 +8,7 @@ use holdfast_control::Principal;
 use holdfast_control::guard::Denied;
 use holdfast_model::error::{Code, Error};
 
-use super::{escaped, field, page, refused, wrong};
+use super::{encoded, escaped, field, page, refused, wrong};
 use crate::App;
 use crate::credential::Credential;
 use crate::extract::{Info, Params};
@@ -102,8 +102,4 @@ pub async fn decide(
         }
         Err(why) => refused(why),
     }
-}
-
-fn encoded(text: &str) -> String {
-    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }

@@ -1,4 +1,4 @@
-//! Pages for people with a browser: to sign in, and to let a device in. Plain HTML, no script.
+//! Pages for people with a browser: to sign in, here or through the identity provider, and to let a device in. Plain HTML, no script.
 //!
 //! The one rule: nothing is taken from another page. A form counts only if the browser says that a page of this server sent
 //! it (`credential::is_same_origin`), no page can be put into a frame, and whatever somebody typed is escaped where it is
@@ -6,6 +6,7 @@
 
 mod device;
 mod login;
+pub mod oidc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -28,7 +29,8 @@ input{font:inherit;width:100%;box-sizing:border-box;padding:.4rem .5rem;border:1
 button{font:inherit;margin:1rem .5rem 0 0;padding:.4rem 1rem;border:1px solid #1f6feb;border-radius:6px;background:#1f6feb;color:#fff}
 button.other{background:#fff;color:#1b1f24;border-color:#8c959f}
 .code{font:600 1.6rem ui-monospace,monospace;letter-spacing:.1em}.wrong{color:#b42318}dt{color:#57606a}dd{margin:0 0 .5rem}
-details{margin-top:1.5rem}";
+details{margin-top:1.5rem}
+a.button{display:inline-block;margin-top:1rem;padding:.4rem 1rem;border:1px solid #1f6feb;border-radius:6px;text-decoration:none;color:#1f6feb}";
 
 pub fn routes() -> Router<App> {
     let style = || async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE) };
@@ -105,7 +107,20 @@ fn refused(why: Denied) -> Response {
 }
 
 fn wrong(error: &Error) -> String {
-    format!("<p class=\"wrong\">{} {}</p>", escaped(&error.message), escaped(error.code.hint()))
+    let (message, hint) = (escaped(&error.message), escaped(error.code.hint()));
+    format!("<p class=\"wrong\">{message} {hint} ({})</p>", error.code.id())
+}
+
+/// Where to go after signing in: a path of this server.
+fn local(next: &str) -> &str {
+    let ours =
+        next.starts_with('/') && !next.starts_with("//") && next.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
+    if ours { next } else { "/device" }
+}
+
+/// Text as it may stand in a query.
+fn encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
 /// A field of a form.
@@ -116,6 +131,15 @@ fn field(body: &[u8], name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_login_leads_nowhere_else() {
+        for next in ["", "https://evil.example", "//evil.example", "/\\evil.example", "device", "/a\nb", "javascript:x"]
+        {
+            assert_eq!(super::local(next), "/device", "{next}");
+        }
+        assert_eq!(super::local("/device?user_code=BCDF-GHJK"), "/device?user_code=BCDF-GHJK");
+    }
+
     #[test]
     fn nothing_typed_becomes_html() {
         assert_eq!(super::escaped("<a b=\"c\" d='e'>&"), "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp;");

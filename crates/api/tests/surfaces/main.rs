@@ -18,6 +18,7 @@ mod lifecycle;
 mod lists;
 mod metrics;
 mod node_tokens;
+mod oidc;
 mod operations;
 mod people;
 mod queue;

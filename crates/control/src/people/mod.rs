@@ -5,7 +5,7 @@
 
 mod invitations;
 mod members;
-mod names;
+pub(crate) mod names;
 mod users;
 mod workspaces;
 
@@ -46,7 +46,7 @@ fn in_workspace(who: &Principal, workspace: i64) -> Principal {
     Principal { workspace_id: workspace, ..who.clone() }
 }
 
-fn entry<'a>(action: &'a str, kind: &'a str, id: &'a str, status_code: u16) -> audit::Entry<'a> {
+pub(crate) fn entry<'a>(action: &'a str, kind: &'a str, id: &'a str, status_code: u16) -> audit::Entry<'a> {
     audit::Entry { action, target_type: kind, target_id: id, operation_id: None, status_code }
 }
 

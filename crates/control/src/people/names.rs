@@ -24,7 +24,7 @@ pub(super) fn slug(field: &str, slug: &str) -> Result<(), Error> {
     slug_fault(slug).map_or(Ok(()), wrong)
 }
 
-pub(super) fn username(field: &str, name: &str) -> Result<(), Error> {
+pub(crate) fn username(field: &str, name: &str) -> Result<(), Error> {
     let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let fits = (1..=63).contains(&name.len()) && name.bytes().all(of_name) && !name.starts_with("usr_");
     if fits {
@@ -35,7 +35,7 @@ pub(super) fn username(field: &str, name: &str) -> Result<(), Error> {
 }
 
 /// An e-mail address in small letters, as it is kept. Whether mail arrives there nobody can know from the text.
-pub(super) fn email(field: &str, text: &str) -> Result<String, Error> {
+pub(crate) fn email(field: &str, text: &str) -> Result<String, Error> {
     let text = text.trim().to_ascii_lowercase();
     let plain = text.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '<' | '>' | ',' | '"'));
     let parts = text.split_once('@').filter(|(name, host)| !name.is_empty() && !host.is_empty() && !host.contains('@'));

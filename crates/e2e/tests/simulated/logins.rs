@@ -70,9 +70,9 @@ fn the_command_line_logs_in_as_a_device() {
     // A token of the operator's, and a password.
     let made = done(&cloud, &["tokens", "create", "--name", "robot", "--scope", "read", "--days", "3"], "");
     let password = "swordfish or herring";
-    let short = admin(&cloud, &["set-password", "admin"], "short\n");
+    let short = admin(&cloud, &["users", "set-password", "admin"], "short\n");
     assert_eq!(short.status.code(), Some(2), "{}", String::from_utf8_lossy(&short.stderr));
-    done(&cloud, &["set-password", "admin"], &format!("{password}\n"));
+    done(&cloud, &["users", "set-password", "admin"], &format!("{password}\n"));
     let form = "grant_type=password&username=admin&password=swordfish+or+herring";
     let form_type = [("Content-Type", "application/x-www-form-urlencoded")];
     let answer = cloud.client.send("POST", "/api/v1/auth/token", &form_type, Some(form.as_bytes().to_vec()));

@@ -11,6 +11,7 @@ mod identifiers;
 mod lifecycle;
 mod lists;
 mod logins;
+mod oidc;
 mod operating;
 mod people;
 mod races;

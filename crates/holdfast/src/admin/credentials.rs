@@ -1,5 +1,5 @@
-//! `holdfast admin approve`, `tokens` and `set-password`: what lets people in, from the data folder itself. Works beside a
-//! running server and without one.
+//! `holdfast admin approve`, `tokens` and `users set-password`: what lets people in, from the data folder itself. Works beside
+//! a running server and without one.
 //!
 //! The one rule: a secret is printed by the command that makes it and by no other, and a password is never an argument,
 //! because every process of the host can read those.
@@ -94,7 +94,7 @@ fn scope(word: &str) -> Result<Action, String> {
     Action::parse(word).ok_or_else(|| format!("not one of {}", words()))
 }
 
-async fn store(common: &Common) -> Result<Store> {
+pub(super) async fn store(common: &Common) -> Result<Store> {
     let data_dir = load(common, Vec::new())?.data_dir()?;
     Store::open_existing(&data_dir).await.map_err(open_error)
 }

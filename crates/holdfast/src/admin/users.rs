@@ -1,4 +1,4 @@
-//! `holdfast admin users`: accounts, through the server.
+//! `holdfast admin users`: accounts, through the server; what lets people in, from the data folder itself.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{every, shown};
+use super::{credentials, every, identities, shown};
 use crate::Common;
 use crate::client::{Client, block_on, segment, table, text};
 
@@ -49,6 +49,14 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Give a user a password, read from standard input; their sessions end
+    SetPassword(credentials::SetPassword),
+    /// Let a user sign in as who they are at the identity provider
+    Link(identities::Link),
+    /// Take identities from a user; their sessions end
+    Unlink(identities::Unlink),
+    /// List who a user is at identity providers
+    Identities(identities::Identities),
     /// Say whether a user runs the installation
     SetRole {
         /// Username or usr_ id
@@ -86,6 +94,13 @@ impl Role {
 }
 
 pub fn run(command: Command) -> Result<ExitCode> {
+    let command = match command {
+        Command::SetPassword(options) => return done(credentials::set_password(options)),
+        Command::Link(options) => return done(identities::link(options)),
+        Command::Unlink(options) => return done(identities::unlink(options)),
+        Command::Identities(options) => return done(identities::identities(options)),
+        other => other,
+    };
     let (output, method, path, body) = match command {
         Command::List { output } => {
             let rows = every(&output, "/users")?;
@@ -102,6 +117,9 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Disable { user, output } => (output, Method::PATCH, of(&user), json!({ "disabled": true })),
         Command::Enable { user, output } => (output, Method::PATCH, of(&user), json!({ "disabled": false })),
         Command::SetRole { user, role, output } => (output, Method::PATCH, of(&user), json!({ "role": role.word() })),
+        Command::SetPassword(_) | Command::Link(_) | Command::Unlink(_) | Command::Identities(_) => {
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     let answer = block_on(Client::new(&output.common)?.request(method, &path, Some(&body)))?;
     if output.json {
@@ -109,6 +127,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
     } else {
         println!("{}", table(&HEAD, &[row(&answer)]));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs what needs no server.
+fn done(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+    block_on(work)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -179,6 +179,8 @@ pub const ROWS: &[Row] = &[
     row("GET", "/v1/operations", Read),
     row("GET", "/v1/operations/{operation_id}", Read),
     // Holdfast
+    open("GET", "/auth/oidc/callback", "the identity provider's signed token is the permission"),
+    open("GET", "/auth/oidc/login", "who begins a login has no key yet"),
     row("GET", "/holdfast/v1/audit-logs", ReadAudit),
     row("GET", "/holdfast/v1/audit-logs/{id}", ReadAudit),
     row("POST", "/holdfast/v1/invitations/accept", Own),
