@@ -121,7 +121,7 @@ impl Control {
                 made
             }
         };
-        link_in(&mut tx, &user, info, (&options.issuer, &who.subject), now).await?;
+        link_in(&mut tx, &user, info, (&options.issuer, &who.subject), 303, now).await?;
         identity_used(&mut tx, &options.issuer, &who.subject, now).await?;
         holdfast_store::commit(tx).await?;
         Ok(Ok(user.user_id))
@@ -132,18 +132,19 @@ fn no_account(subject: &str) -> Error {
     Error::new(Code::OidcNoAccount, format!("Nobody here is linked to your identity. Your subject is \"{subject}\"."))
 }
 
-/// Gives a user the identity. False when somebody has it.
+/// Gives a user the identity, for a request that is answered with this status. False when somebody has it.
 async fn link_in(
     tx: &mut Tx,
     user: &Principal,
     info: &RequestInfo,
     (issuer, subject): (&str, &str),
+    status: u16,
     now: holdfast_model::Timestamp,
 ) -> Result<bool, Error> {
     if !identity_insert(tx, user.user_id, issuer, subject, now).await? {
         return Ok(false);
     }
-    audit_insert(tx, user, info, entry("identity.link", "user", &user_id(user.user_id), 303), now).await?;
+    audit_insert(tx, user, info, entry("identity.link", "user", &user_id(user.user_id), status), now).await?;
     Ok(true)
 }
 
@@ -189,7 +190,7 @@ pub async fn link(store: &Store, clock: &dyn Clock, user: &str, issuer: &str, su
     }
     let info = by_operator("holdfast admin users link");
     let mut tx = store.begin().await?;
-    if !link_in(&mut tx, &who, &info, (issuer, subject), clock.now()).await? {
+    if !link_in(&mut tx, &who, &info, (issuer, subject), 200, clock.now()).await? {
         return Err(Error::new(Code::UserExists, "Somebody has this identity; unlink it there first."));
     }
     holdfast_store::commit(tx).await
