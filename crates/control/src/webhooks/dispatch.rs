@@ -4,9 +4,18 @@
 //! tells it again, with the same id; it never skips one. So positions are written together with the deliveries that they
 //! stand for, many in one transaction.
 //!
-//! Who hangs must not hold up the others, so an attempt has a quick place only for [`MOVES`]; then it moves to a slow one.
-//! Endpoints that are known to be slow begin in a small share of places of their own. Without endpoints nothing is read
-//! and nothing is waited for but the first one.
+//! Who hangs must not hold up the others, so an attempt has a quick place only for [`MOVES`]; then it moves to a hanging
+//! one, of which each endpoint gets one while they are scarce: of events that come before it is known who hangs, the second
+//! waits for what became of the first. Only the dispatcher hands out places, to who got one longest ago, and it takes them
+//! back when it has heard why. Endpoints that are known to be slow begin in a small share of places of their own. Without
+//! endpoints nothing is read and nothing is waited for but the first one.
+//!
+//! ```text
+//!  quick --answer within 100 ms-------------------------------> over
+//!    '----- no answer: the endpoint lingers ---> hanging ------> over
+//!                (scarce: it begins no other)       '-- 500 ms: the endpoint is slow
+//!  slow (the endpoint's standing) -----------------------------> over
+//! ```
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +25,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_store::webhook_deliveries::{Bounds, Progress, Recorded, Told};
 use holdfast_store::webhooks::Webhook;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -70,13 +79,14 @@ pub async fn run_with(control: Control, lookup: Arc<dyn Lookup>, stop: Cancellat
         }
     };
     let (said, heard) = mpsc::unbounded_channel();
-    let places =
-        Arc::new(Places { quick: Semaphore::new(QUICK), hanging: Semaphore::new(HANGING), slow: Semaphore::new(SLOW) });
+    let of = |count| Arc::new(Semaphore::new(count));
+    let places = Places { quick: of(QUICK), hanging: of(HANGING), slow: of(SLOW) };
     let dispatcher = Dispatcher {
         control,
         sender,
         places,
         said,
+        turn: 0,
         endpoints: HashMap::new(),
         of_workspace: HashMap::new(),
         live: None,
@@ -90,15 +100,37 @@ pub async fn run_with(control: Control, lookup: Arc<dyn Lookup>, stop: Cancellat
 }
 
 struct Places {
-    quick: Semaphore,
-    hanging: Semaphore,
-    slow: Semaphore,
+    quick: Arc<Semaphore>,
+    hanging: Arc<Semaphore>,
+    slow: Arc<Semaphore>,
+}
+
+impl Places {
+    /// No more hanging places are free than those who have a quick one now may come to need.
+    fn are_scarce(&self) -> bool {
+        self.hanging.available_permits() <= QUICK
+    }
 }
 
 /// What an attempt says to the dispatcher.
 enum Said {
-    Hangs { webhook: i64, epoch: i64 },
-    Ended { job: Job, attempt: Attempt, began: Timestamp },
+    /// It outlived [`MOVES`].
+    Lingers {
+        webhook: i64,
+        epoch: i64,
+    },
+    /// It has a hanging place and gives this one back.
+    Moved(OwnedSemaphorePermit),
+    /// It outlived [`HANGS`].
+    Hangs {
+        webhook: i64,
+        epoch: i64,
+    },
+    Ended {
+        job: Job,
+        attempt: Attempt,
+        began: Timestamp,
+    },
 }
 
 type Written = (Vec<Told>, Result<Recorded, Error>);
@@ -106,8 +138,10 @@ type Written = (Vec<Told>, Result<Recorded, Error>);
 struct Dispatcher {
     control: Control,
     sender: Sender,
-    places: Arc<Places>,
+    places: Places,
     said: mpsc::UnboundedSender<Said>,
+    /// Attempts begun so far.
+    turn: u64,
     endpoints: HashMap<i64, Endpoint>,
     of_workspace: HashMap<i64, Vec<i64>>,
     /// Live endpoints were handed everything up to here.
@@ -316,30 +350,46 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Begins every attempt that may begin.
+    /// Begins every attempt that may begin and gets a place. Who got one longest ago comes first, and all get one before any
+    /// gets two.
     fn send(&mut self) {
         if self.told.len() >= MOST_UNWRITTEN {
             return;
         }
-        for endpoint in self.endpoints.values_mut() {
-            while let Some(job) = endpoint.take_next() {
+        let scarce = self.places.are_scarce();
+        let mut waiting: Vec<_> = self.endpoints.values_mut().filter(|endpoint| endpoint.may_begin(scarce)).collect();
+        waiting.sort_unstable_by_key(|endpoint| endpoint.turn);
+        while !waiting.is_empty() {
+            waiting.retain_mut(|endpoint| {
                 let slow = endpoint.standing == Standing::Slow;
+                let places = if slow { &self.places.slow } else { &self.places.quick };
+                let Ok(place) = places.clone().try_acquire_owned() else { return false };
+                let Some(job) = endpoint.take_next(scarce) else { return false };
+                self.turn += 1;
+                endpoint.turn = self.turn;
                 let task = Sending {
                     sender: self.sender.clone(),
-                    places: self.places.clone(),
+                    hanging: self.places.hanging.clone(),
                     said: self.said.clone(),
                     control: self.control.clone(),
                     url: endpoint.url.clone(),
                     secrets: endpoint.secrets.clone(),
                     slow,
                 };
-                tokio::spawn(task.run(job));
-            }
+                tokio::spawn(task.run(job, place));
+                true
+            });
         }
     }
 
     fn hear(&mut self, said: Said) {
         match said {
+            Said::Lingers { webhook, epoch } => {
+                if let Some(endpoint) = self.endpoints.get_mut(&webhook).filter(|known| known.epoch == epoch) {
+                    endpoint.lingers();
+                }
+            }
+            Said::Moved(place) => drop(place),
             Said::Hangs { webhook, epoch } => {
                 if let Some(endpoint) = self.endpoints.get_mut(&webhook).filter(|known| known.epoch == epoch) {
                     endpoint.hangs();
@@ -465,10 +515,10 @@ async fn written(writing: &mut Option<JoinHandle<Written>>) -> Written {
     result.unwrap_or_else(|error| (Vec::new(), Err(Error::internal(error))))
 }
 
-/// One attempt, with the place it has.
+/// One attempt.
 struct Sending {
     sender: Sender,
-    places: Arc<Places>,
+    hanging: Arc<Semaphore>,
     said: mpsc::UnboundedSender<Said>,
     control: Control,
     url: Arc<str>,
@@ -477,10 +527,8 @@ struct Sending {
 }
 
 impl Sending {
-    async fn run(self, job: Job) {
-        let place = if self.slow { &self.places.slow } else { &self.places.quick };
-        // An error says that the places were closed, which nobody does.
-        let Ok(place) = place.acquire().await else { return };
+    /// Sends a message, in a quick place or, of a slow endpoint, a slow one.
+    async fn run(self, mut job: Job, place: OwnedSemaphorePermit) {
         let began = self.control.now();
         let message = job.message.clone();
         let attempt = self.sender.send(&self.url, &message, &self.secrets, began);
@@ -489,16 +537,19 @@ impl Sending {
         let ended = match tokio::time::timeout(MOVES, &mut attempt).await {
             Ok(ended) => ended,
             Err(_) => {
-                let (moves, hangs) = (self.places.hanging.acquire(), tokio::time::sleep(HANGS.saturating_sub(MOVES)));
+                job.lingers = true;
+                let _ = self.said.send(Said::Lingers { webhook: job.webhook, epoch: job.epoch });
+                let (moves, hangs) = (self.hanging.acquire(), tokio::time::sleep(HANGS.saturating_sub(MOVES)));
                 tokio::pin!(moves, hangs);
                 let mut hanging = None;
                 let mut told = false;
                 loop {
                     tokio::select! {
                         ended = &mut attempt => break ended,
+                        // An error would say that the places were closed, which nobody does.
                         Ok(got) = &mut moves, if !self.slow && hanging.is_none() => {
                             hanging = Some(got);
-                            place = None;
+                            let _ = place.take().map(|place| self.said.send(Said::Moved(place)));
                         }
                         () = &mut hangs, if !told => {
                             told = true;

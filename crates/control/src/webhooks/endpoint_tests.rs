@@ -47,11 +47,11 @@ fn one_of_a_lane_at_a_time_and_16_in_all() {
         endpoint.hear(&stopped(position, &lane), &mut Shared::default(), &mut told).expect("heard");
     }
     // Nothing is known of it yet, so it gets one.
-    let first = endpoint.take_next().expect("a job");
-    assert!(endpoint.take_next().is_none());
+    let first = endpoint.take_next(false).expect("a job");
+    assert!(endpoint.take_next(false).is_none());
     endpoint.ended(first, &attempt(200), NOW, &mut told);
     let mut under_way = Vec::new();
-    while let Some(job) = endpoint.take_next() {
+    while let Some(job) = endpoint.take_next(false) {
         under_way.push(job);
     }
     assert_eq!(under_way.len(), AT_ONCE);
@@ -60,7 +60,43 @@ fn one_of_a_lane_at_a_time_and_16_in_all() {
     // One that hangs stops the others from beginning.
     endpoint.hangs();
     endpoint.ended(under_way.pop().expect("a job"), &attempt(0), NOW, &mut told);
-    assert!(endpoint.take_next().is_none());
+    assert!(endpoint.take_next(false).is_none());
+}
+
+/// All that may begin now.
+fn begun(endpoint: &mut Endpoint, scarce: bool) -> Vec<Job> {
+    std::iter::from_fn(|| endpoint.take_next(scarce)).collect()
+}
+
+#[test]
+fn one_that_lingers_begins_no_other_while_places_are_scarce() {
+    let (mut endpoint, mut told) = (endpoint(0, Vec::new()), Vec::new());
+    let hear = |endpoint: &mut Endpoint, told: &mut Vec<Told>, position: i64| {
+        endpoint.hear(&stopped(position, &position.to_string()), &mut Shared::default(), told).expect("heard");
+    };
+    hear(&mut endpoint, &mut told, 1);
+    let first = endpoint.take_next(true).expect("the first one, scarce or not");
+    endpoint.ended(first, &attempt(200), NOW, &mut told);
+    hear(&mut endpoint, &mut told, 2);
+    hear(&mut endpoint, &mut told, 3);
+    let mut far = begun(&mut endpoint, true);
+    assert_eq!(far.len(), 2, "it lingered never yet");
+    for job in &mut far {
+        endpoint.lingers();
+        job.lingers = true;
+    }
+    hear(&mut endpoint, &mut told, 4);
+    assert!(!endpoint.may_begin(true) && endpoint.take_next(true).is_none());
+    // Nor when it has one attempt that lingers instead of two.
+    endpoint.ended(far.remove(0), &attempt(200), NOW, &mut told);
+    assert!(!endpoint.may_begin(true));
+    // That it is far away is no harm while there are places, nor when what lingered is over.
+    let plentiful = begun(&mut endpoint, false);
+    assert_eq!(plentiful.len(), 1);
+    endpoint.ended(far.remove(0), &attempt(200), NOW, &mut told);
+    hear(&mut endpoint, &mut told, 5);
+    assert_eq!(begun(&mut endpoint, true).len(), 1);
+    assert!(!endpoint.may_begin(false), "nothing waits");
 }
 
 #[test]
@@ -70,9 +106,9 @@ fn the_position_never_passes_what_is_not_written() {
         endpoint.hear(&stopped(position, lane), &mut Shared::default(), &mut told).expect("heard");
     }
     endpoint.cursor = 20;
-    let first = endpoint.take_next().expect("a job");
+    let first = endpoint.take_next(false).expect("a job");
     endpoint.ended(first.clone(), &attempt(200), NOW, &mut told);
-    let (second, third) = (endpoint.take_next().expect("a job"), endpoint.take_next().expect("a job"));
+    let (second, third) = (endpoint.take_next(false).expect("a job"), endpoint.take_next(false).expect("a job"));
     assert_eq!((first.sequence, second.sequence, third.sequence), (22, 24, 26));
     assert_eq!(endpoint.progress(&told.split_off(0), 0).position, 11);
     endpoint.ended(third, &attempt(200), NOW, &mut told);
@@ -88,7 +124,7 @@ fn what_comes_after_a_failure_waits_behind_it() {
     for position in 1..=3 {
         endpoint.hear(&stopped(position, "a"), &mut Shared::default(), &mut told).expect("heard");
     }
-    let job = endpoint.take_next().expect("a job");
+    let job = endpoint.take_next(false).expect("a job");
     endpoint.ended(job, &attempt(500), NOW, &mut told);
     endpoint.hear(&stopped(4, "a"), &mut Shared::default(), &mut told).expect("heard");
     endpoint.hear(&stopped(5, "b"), &mut Shared::default(), &mut told).expect("heard");
@@ -96,7 +132,7 @@ fn what_comes_after_a_failure_waits_behind_it() {
     assert_eq!(waits, [(2, 1, true), (4, 0, false), (6, 0, false), (8, 0, false)]);
     let due = NOW.plus(Duration::from_millis(5)).plus(PAUSES[0]);
     assert_eq!(told[0].next_at, Some(due));
-    assert_eq!(endpoint.take_next().map(|job| job.lane), Some("b".to_owned()));
+    assert_eq!(endpoint.take_next(false).map(|job| job.lane), Some("b".to_owned()));
     // That nothing waits any more counts only when all of it was written.
     endpoint.clear("a");
     endpoint.hear(&stopped(6, "a"), &mut Shared::default(), &mut told).expect("heard");
@@ -139,8 +175,8 @@ fn a_row_is_tried_three_times_more() {
         endpoint.retry(row(7, attempts));
         // Seen again before it is written, it is not taken again.
         endpoint.retry(row(7, attempts));
-        let job = endpoint.take_next().expect("a job");
-        assert!(endpoint.take_next().is_none() && endpoint.has_taken(7));
+        let job = endpoint.take_next(false).expect("a job");
+        assert!(endpoint.take_next(false).is_none() && endpoint.has_taken(7));
         endpoint.ended(job, &attempt(500), NOW, &mut told);
         assert_eq!(told[0].next_at, pause.map(|pause| NOW.plus(Duration::from_millis(5)).plus(pause)));
         let due = if pause.is_some() { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
@@ -157,12 +193,12 @@ fn what_the_process_before_wrote_is_not_told_again() {
         endpoint.hear(&stopped(position, "a"), &mut Shared::default(), &mut told).expect("heard");
     }
     let mut sequences = Vec::new();
-    while let Some(job) = endpoint.take_next() {
+    while let Some(job) = endpoint.take_next(false) {
         sequences.push(job.sequence);
         endpoint.ended(job, &attempt(200), NOW, &mut told);
     }
     assert_eq!(sequences, [2, 6]);
     // Nor is an event that was handed over before.
     endpoint.hear(&stopped(3, "a"), &mut Shared::default(), &mut told).expect("heard");
-    assert!(endpoint.take_next().is_none());
+    assert!(endpoint.take_next(false).is_none());
 }
