@@ -160,7 +160,7 @@ impl Control {
                 let name: String = name.chars().take(100).collect();
                 let (kind, limits) = (Kind::Device, &device.limits);
                 let made = Login { kind, name: &name, limits, lifetime: Some(TOKEN), parent_hash: None };
-                let secret = issue(&mut tx, &who, info, made, now).await?;
+                let (_, secret) = issue(&mut tx, &who, info, made, now).await?;
                 holdfast_store::commit(tx).await?;
                 Ok(Asked::Token(secret))
             }

@@ -231,9 +231,15 @@ impl Control {
         };
         let now = self.now();
         let mut tx = self.store.begin().await?;
+        if let Some(key) = &info.idempotency {
+            idempotency_take(&mut tx, who.workspace_id, key, now).await?;
+        }
         let parent = shown.map(secret_hash);
         let made = Login { kind, name, limits: &who.limits, lifetime: Some(lifetime), parent_hash: parent.as_deref() };
-        let secret = issue(&mut tx, who, info, made, now).await?;
+        let (id, secret) = issue(&mut tx, who, info, made, now).await?;
+        if let Some(key) = &info.idempotency {
+            idempotency_created(&mut tx, who.workspace_id, key, &format!("token {id}")).await?;
+        }
         holdfast_store::commit(tx).await?;
         Ok((secret, lifetime))
     }
@@ -271,7 +277,7 @@ pub(crate) async fn issue(
     info: &RequestInfo,
     made: Login<'_>,
     now: Timestamp,
-) -> Result<Zeroizing<String>, Error> {
+) -> Result<(i64, Zeroizing<String>), Error> {
     let fresh = Fresh::new()?;
     let new = NewKey {
         user: who.user_id,
@@ -288,7 +294,7 @@ pub(crate) async fn issue(
     let id = api_key_insert(tx, &new, now).await?;
     let action = if made.kind == Kind::Session { "session.begin" } else { "token.create" };
     audit_insert(tx, who, info, entry(action, &id.to_string(), 200), now).await?;
-    Ok(fresh.secret)
+    Ok((id, fresh.secret))
 }
 
 /// What the operator does beside the database, as the audit log is told of it. `command` is what they typed.
@@ -332,7 +338,7 @@ pub async fn make(
     let name = checked_name(name)?;
     let mut tx = store.begin().await?;
     let made = Login { kind: Kind::Token, name, limits, lifetime, parent_hash: None };
-    let secret = issue(&mut tx, who, &by_operator("holdfast admin tokens create"), made, now).await?;
+    let (_, secret) = issue(&mut tx, who, &by_operator("holdfast admin tokens create"), made, now).await?;
     holdfast_store::commit(tx).await?;
     Ok(secret)
 }

@@ -14,6 +14,7 @@ use holdfast_control::catalogue::Catalogue;
 use holdfast_control::oidc::Secret;
 use holdfast_control::rates::{Rate, Rates};
 use holdfast_control::webhooks::guard::Guard;
+use holdfast_control::webhooks::send::authorities;
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -46,6 +47,7 @@ pub struct Config {
     instance_types: String,
     webhook_networks: Networks,
     webhook_http: bool,
+    webhook_ca_file: String,
     webhooks_per_workspace: u32,
     oidc_issuer: String,
     oidc_client_id: String,
@@ -251,7 +253,8 @@ impl Config {
         if name.is_empty() { "node".to_owned() } else { name }
     }
 
-    /// What the core works with.
+    /// What the core works with; files that some of it stands in are read by [`Config::catalogue`] and
+    /// [`Config::webhook_authorities`].
     pub fn settings(&self, port: u16) -> holdfast_control::Settings {
         let scheme = if self.tls_cert.is_empty() { "http" } else { "https" };
         let made = || format!("{scheme}://{}", SocketAddr::new(self.listen.ip(), port));
@@ -282,6 +285,7 @@ impl Config {
             },
             webhooks: holdfast_control::webhooks::Options {
                 guard: Guard { networks: self.webhook_networks.0.clone(), http: self.webhook_http },
+                authorities: Vec::new(),
                 per_workspace: i64::from(self.webhooks_per_workspace),
             },
             ..holdfast_control::Settings::default()
@@ -296,6 +300,16 @@ impl Config {
         let file = absolute(&self.instance_types)?;
         let text = std::fs::read_to_string(&file).with_context(|| format!("instance_types {}", file.display()))?;
         Catalogue::parse(&text).map_err(|why| anyhow!("instance_types {}: {why}", file.display()))
+    }
+
+    /// Who may sign certificates of webhook receivers; a mistake in their file is one line.
+    pub fn webhook_authorities(&self) -> Result<Vec<reqwest::Certificate>> {
+        if self.webhook_ca_file.is_empty() {
+            return Ok(Vec::new());
+        }
+        let file = absolute(&self.webhook_ca_file)?;
+        let pem = std::fs::read(&file).with_context(|| format!("webhook_ca_file {}", file.display()))?;
+        authorities(&pem).map_err(|why| anyhow!("webhook_ca_file {}: {why}", file.display()))
     }
 
     /// What a node of this host works with.
@@ -432,6 +446,21 @@ mod tests {
         assert!(error.contains(&path) && error.contains("vcpu = 0") && !error.contains('\n'), "{error}");
         let config = Config::load(None, &[("instance_types", Some("/nowhere/x.toml".to_owned()))]).expect("valid");
         assert!(format!("{:#}", config.catalogue().expect_err("no file")).contains("/nowhere/x.toml"));
+    }
+
+    #[test]
+    fn a_file_of_authorities_is_read_and_its_mistakes_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a path").to_owned();
+        let load = || Config::load(None, &[("webhook_ca_file", Some(path.clone()))]).expect("valid");
+        let error = format!("{:#}", load().webhook_authorities().expect_err("an empty file"));
+        assert!(error.contains(&path) && error.contains("no certificate") && !error.contains('\n'), "{error}");
+        let authority = rcgen::generate_simple_self_signed(["hooks.example".to_owned()]).expect("a certificate");
+        std::fs::write(file.path(), authority.cert.pem().repeat(2)).expect("written");
+        assert_eq!(load().webhook_authorities().expect("valid").len(), 2);
+        let config = Config::load(None, &[("webhook_ca_file", Some("/nowhere/ca.pem".to_owned()))]).expect("valid");
+        assert!(format!("{:#}", config.webhook_authorities().expect_err("no file")).contains("/nowhere/ca.pem"));
+        assert!(Config::load(None, &[]).expect("valid").webhook_authorities().expect("none").is_empty());
     }
 
     #[test]

@@ -96,6 +96,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let data_dir = config.data_dir()?;
     let catalogue = Arc::new(config.catalogue().map_err(|e| refused(format!("{e:#}")))?);
     let oidc = config.oidc().map_err(|e| refused(format!("{e:#}")))?;
+    let authorities = config.webhook_authorities().map_err(|e| refused(format!("{e:#}")))?;
     let _lock = FolderLock::take(&data_dir).map_err(refused)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr()?;
@@ -113,7 +114,8 @@ async fn serve(config: Config) -> Result<ExitCode> {
     {
         warn!(workspace = newcomers.workspace, "the workspace of oidc_workspace is not there: new users are refused");
     }
-    let settings = Settings { catalogue, oidc, ..config.settings(address.port()) };
+    let mut settings = Settings { catalogue, oidc, ..config.settings(address.port()) };
+    settings.webhooks.authorities = authorities;
     let public_url = settings.public_url.clone();
     let control = Control::new(store.clone(), keys, settings, clock.clone());
     let waiting = store.operations_recover(RECOVERY_GRACE, control.now()).await?;

@@ -7,9 +7,9 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Extensions, HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use holdfast_control::Principal;
 use holdfast_control::guard::Denied;
 use holdfast_control::identity::Presented;
+use holdfast_control::{Principal, RequestInfo};
 use holdfast_model::access::Action;
 use holdfast_model::error::{Code, Error};
 use holdfast_store::api_keys::Kind;
@@ -70,6 +70,8 @@ pub async fn sign_in(
         Err(Denied::Error(error)) if error.code.http() >= 500 => return refused(error.into()),
         Err(Denied::Error(error)) => return form(&app, StatusCode::UNAUTHORIZED, &next, &wrong(&error)),
     };
+    // Of a form with a password not even a hash is kept.
+    let info = RequestInfo { idempotency: None, ..info };
     match app.control.login_issue(&who, &info, Kind::Session, shown).await {
         Ok((secret, lifetime)) => {
             let cookie = set_cookie(&app, &secret, lifetime.as_secs());

@@ -2,17 +2,24 @@
 //! ends.
 //!
 //! The one rule: who asks too often is told when to ask again, before anything is looked up.
+//!
+//! A password's login takes an `Idempotency-Key`, as whatever makes a token: its repetition says 409. Those of a device do
+//! not need one: a code of which the answer was lost ends by itself after a quarter of an hour, and the device's code is
+//! itself good for one token only.
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use holdfast_control::RequestInfo;
 use holdfast_control::devices::{self, Asked};
 use holdfast_control::guard::Denied;
+use holdfast_model::compose::sha256_hex;
 use holdfast_model::error::Error;
 use holdfast_store::api_keys::Kind;
+use holdfast_store::idempotency::Key;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -21,7 +28,7 @@ use zeroize::Zeroizing;
 use crate::App;
 use crate::credential::{client_address, set_cookie};
 use crate::error::{Failure, Rendered};
-use crate::extract::{Body, Caller, Info, Own, Read};
+use crate::extract::{Body, Caller, Info, Own, Read, header as header_text};
 
 /// The other end of the connection.
 pub struct From(pub Option<std::net::IpAddr>);
@@ -78,14 +85,21 @@ pub struct PasswordForm {
 /// Exchange a password for a token
 ///
 /// OAuth2's password flow. The token works for a day; POST /auth/logout ends it. A name that nobody has is answered as a wrong
-/// password is.
+/// password is. A repetition under the same `Idempotency-Key` is answered 409 and names the token.
 #[utoipa::path(post, path = "/api/v1/auth/token", tag = "Authentication", operation_id = "auth_token", security(()),
     request_body(content = PasswordForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = AccessToken),
         (status = 401, description = "Incorrect username or password"),
+        (status = 409, description = "Already created under this idempotency key"),
         (status = 422, description = "Validation error"),
         (status = 429, description = "Too many attempts; Retry-After says when to try again")))]
-pub async fn token(State(app): State<App>, From(from): From, Info(info): Info, body: Bytes) -> Response {
+pub async fn token(
+    State(app): State<App>,
+    From(from): From,
+    Info(info): Info,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let field = |name: &str| {
         let mut pairs = url::form_urlencoded::parse(&body);
         pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
@@ -100,6 +114,12 @@ pub async fn token(State(app): State<App>, From(from): From, Info(info): Info, b
         Ok(who) => who,
         Err(why) => return denied(why),
     };
+    // Keys are kept with a hash of their request; of a password not even that is kept.
+    let key = header_text(&headers, "idempotency-key").map(|key| Key {
+        key: key.to_owned(),
+        request_hash: sha256_hex(format!("{}\0{}\0{name}", info.method, info.path)),
+    });
+    let info = RequestInfo { idempotency: key, ..info };
     match app.control.login_issue(&who, &info, Kind::Password, None).await {
         Ok((token, lifetime)) => secret(AccessToken {
             access_token: token.to_string(),

@@ -99,6 +99,41 @@ async fn the_answer_with_the_secret_is_not_given_twice() {
     assert!(!server.tables().await.contains(&secret(&fresh)));
 }
 
+/// A login is no different, but that neither its password nor a hash of it may stay behind.
+#[tokio::test]
+async fn a_login_under_one_key_makes_one_token() {
+    const PASSWORD: &str = "a good password";
+    let server = Server::start().await;
+    passwords::set(&server.control.store, &SystemClock, "admin", PASSWORD).await.expect("a password");
+    let form = format!("username=admin&password={}", PASSWORD.replace(' ', "+"));
+    // A credential that is sent along makes no difference.
+    let ask = async |key: &str, form: &str, credential: &str| {
+        let request = Request::post("/api/v1/auth/token").header("content-type", "application/x-www-form-urlencoded");
+        let request = request.header("idempotency-key", key).header("x-api-key", credential);
+        server.send(request.body(Body::from(form.to_owned())).expect("a request")).await
+    };
+    // What is refused takes no key.
+    assert_eq!(ask("l1", "username=admin&password=wrong", "").await.status, 401);
+    let made = ask("l1", &form, "").await.expect(200);
+    let token = made["access_token"].as_str().expect("a token");
+    for credential in ["", &server.key] {
+        let again = ask("l1", &form, credential).await.expect(409);
+        assert_eq!(again["error_code"], "HF-0134", "{again}");
+        assert!(!again.to_string().contains(token));
+    }
+    assert_eq!(ask("l1", "username=admin&password=wrong", "").await.status, 401, "a wrong password learns nothing");
+    assert_eq!(server.number("SELECT COUNT(*) FROM api_key WHERE kind = 'password'").await, 1);
+    assert_eq!(server.audited("action", "token.create").await, 1);
+    assert_eq!(server.with_key(token).get("/auth/me").await.status, 200);
+    let tables = server.tables().await;
+    for request in [form.as_str(), &format!("POST\0/api/v1/auth/token\0{form}"), PASSWORD] {
+        assert!(!tables.contains(&holdfast_model::compose::sha256_hex(request)), "{request}");
+    }
+    assert!(!tables.contains(token) && !tables.contains(PASSWORD));
+    ask("l2", &form, "").await.expect(200);
+    assert_eq!(ask("not a key", &form, "").await.expect(400)["error_code"], "HF-0133");
+}
+
 #[tokio::test]
 async fn a_refreshed_token_lives_as_long_again() {
     let server = Server::start().await;

@@ -33,3 +33,4 @@ mod updates;
 mod watching;
 mod webhooks;
 mod webhooks_receivers;
+mod webhooks_tls;

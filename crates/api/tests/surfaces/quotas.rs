@@ -158,6 +158,39 @@ async fn what_ends_gives_back_exactly_what_it_took() {
     }
 }
 
+/// A larger size with which the app does not come up is taken back by the server itself, and with it what it had reserved.
+#[tokio::test]
+async fn a_resize_that_fails_by_itself_gives_back_what_it_reserved() {
+    let server = Server::start().await;
+    server.deploy_running("first-app").await;
+    limit(&server, json!({ "vm_slots": 2, "vcpu": 4, "memory_mb": 8192, "disk_gb": 60 })).await;
+    let all = async || {
+        let mut all = Vec::new();
+        for name in ["vm_slots", "vcpu", "memory_mb", "disk_gb"] {
+            all.push(left(&server, name).await.1);
+        }
+        all
+    };
+    let before = all().await;
+    assert_eq!(before, [1, 3, 6144, 40]);
+    server.held.store(true, Ordering::Relaxed);
+    server.fails_boot.store(true, Ordering::Relaxed);
+    let larger = json!({ "vcpu": 4, "memory": 8192, "disk_size": 60, "allow_restart": 1 });
+    assert!(server.at(V2026).patch("/cvms/first-app/resources", &larger).await.status.is_success());
+    assert_eq!(all().await, [1, 0, 0, 0], "while it is tried it counts");
+    exceeded(server.at(V2025).post("/cvms/provision", &provision("second-app")).await, "0 of 4 are left");
+    server.held.store(false, Ordering::Relaxed);
+    server.until_status("first-app", "running").await;
+    let newest =
+        server.at(V2026).any("GET", "/holdfast/v1/operations?limit=1", NONE).await.expect(200)["items"][0].clone();
+    assert_eq!((&newest["operation_type"], &newest["status"]), (&json!("resize"), &json!("failed")), "{newest}");
+    assert_eq!(server.at(V2025).get("/cvms/first-app").await.expect(200)["vcpu"], 1);
+    assert_eq!(all().await, before);
+    // Whoever waited for the room gets it.
+    server.deploy_running("second-app").await;
+    assert_eq!(all().await, [0, 2, 4096, 20]);
+}
+
 #[tokio::test]
 async fn a_limit_below_what_there_is_refuses_growth_and_nothing_else() {
     let server = Server::start().await;

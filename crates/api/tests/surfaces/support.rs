@@ -50,7 +50,7 @@ pub struct Server {
     pub held: Arc<AtomicBool>,
     /// While true its guests do not power off when they are only asked to.
     pub deaf: Arc<AtomicBool>,
-    /// While true no app comes up on the node.
+    /// The next app that the node starts does not come up.
     pub fails_boot: Arc<AtomicBool>,
     /// The server has ended the node's session.
     ended: Arc<AtomicBool>,
@@ -506,7 +506,7 @@ impl Node {
             return VmReport { generation: vm.generation, outcome, phase: Phase::Stopping, ..before.clone() };
         }
         let up = phase == Phase::Running;
-        let fails = up && self.fails_boot.load(Ordering::Relaxed);
+        let fails = up && self.fails_boot.swap(false, Ordering::Relaxed);
         let boot_error = fails.then(|| BootError { step: "app".to_owned(), message: "no such image".to_owned() });
         let report = VmReport {
             uuid: vm.uuid,

@@ -5,16 +5,16 @@
 //! stand for, many in one transaction.
 //!
 //! Who hangs must not hold up the others, so an attempt has a quick place only for [`MOVES`]; then it moves to a hanging
-//! one, of which each endpoint gets one while they are scarce: of events that come before it is known who hangs, the second
-//! waits for what became of the first. Only the dispatcher hands out places, to who got one longest ago, and it takes them
-//! back when it has heard why. Endpoints that are known to be slow begin in a small share of places of their own. Without
-//! endpoints nothing is read and nothing is waited for but the first one.
+//! one. Endpoints that are known to be slow begin in a small share of places of their own. Nobody knows that an endpoint
+//! hangs before one of its attempts does, and by then it may have begun one for each of its lanes; so when
+//! [`SEVERAL`] places are taken, whoever has one gets no other, and the rest is for one attempt of each.
+//! Places go to who got one longest ago. Without endpoints nothing is read and nothing is waited for but the first one.
 //!
 //! ```text
-//!  quick --answer within 100 ms-------------------------------> over
-//!    '----- no answer: the endpoint lingers ---> hanging ------> over
-//!                (scarce: it begins no other)       '-- 500 ms: the endpoint is slow
-//!  slow (the endpoint's standing) -----------------------------> over
+//!  quick --- answer within 100 ms ----------------> over
+//!    '------ none: moves to ---> hanging ---------> over
+//!                                   '-- after 500 ms: the endpoint is slow
+//!  slow (what the endpoint is) -------------------> over
 //! ```
 
 use std::collections::HashMap;
@@ -40,6 +40,8 @@ const QUICK: usize = 512;
 /// How long an attempt has a quick place.
 const MOVES: Duration = Duration::from_millis(100);
 const HANGING: usize = 1024;
+/// Quick and hanging places that may be taken by several attempts of the same endpoint.
+const SEVERAL: usize = 512;
 const SLOW: usize = 128;
 /// Events read at once.
 const PAGE: i64 = 500;
@@ -71,7 +73,7 @@ pub async fn run(control: Control, stop: CancellationToken) {
 /// The same, with names looked up in another way.
 pub async fn run_with(control: Control, lookup: Arc<dyn Lookup>, stop: CancellationToken) {
     let guard = Arc::new(control.settings.webhooks.guard.clone());
-    let sender = match Sender::new(guard, lookup) {
+    let sender = match Sender::new(guard, &control.settings.webhooks.authorities, lookup) {
         Ok(sender) => sender,
         Err(error) => {
             tracing::error!(%error, "webhooks cannot be delivered");
@@ -106,21 +108,17 @@ struct Places {
 }
 
 impl Places {
-    /// No more hanging places are free than those who have a quick one now may come to need.
+    /// What is left is for endpoints that have none.
     fn are_scarce(&self) -> bool {
-        self.hanging.available_permits() <= QUICK
+        let free = self.quick.available_permits() + self.hanging.available_permits();
+        QUICK + HANGING - free >= SEVERAL
     }
 }
 
 /// What an attempt says to the dispatcher.
 enum Said {
-    /// It outlived [`MOVES`].
-    Lingers {
-        webhook: i64,
-        epoch: i64,
-    },
-    /// It has a hanging place and gives this one back.
-    Moved(OwnedSemaphorePermit),
+    /// It has left its quick place for a hanging one.
+    Moved,
     /// It outlived [`HANGS`].
     Hangs {
         webhook: i64,
@@ -350,21 +348,34 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Begins every attempt that may begin and gets a place. Who got one longest ago comes first, and all get one before any
-    /// gets two.
+    /// Begins every attempt that may begin and gets a place.
     fn send(&mut self) {
-        if self.told.len() >= MOST_UNWRITTEN {
+        if self.told.len() < MOST_UNWRITTEN {
+            self.begin(false);
+            self.begin(true);
+        }
+    }
+
+    /// The same for endpoints that are slow, or those that are not. Who got a place longest ago comes first, and all get one
+    /// before any gets two.
+    fn begin(&mut self, slow: bool) {
+        let places = if slow { &self.places.slow } else { &self.places.quick };
+        let (free, scarce) = (places.available_permits(), self.places.are_scarce());
+        if free == 0 {
             return;
         }
-        let scarce = self.places.are_scarce();
-        let mut waiting: Vec<_> = self.endpoints.values_mut().filter(|endpoint| endpoint.may_begin(scarce)).collect();
+        let waits =
+            |endpoint: &&mut Endpoint| (endpoint.standing == Standing::Slow) == slow && endpoint.may_begin(scarce);
+        let mut waiting: Vec<_> = self.endpoints.values_mut().filter(waits).collect();
+        if waiting.len() > free {
+            waiting.select_nth_unstable_by_key(free, |endpoint| endpoint.turn);
+            waiting.truncate(free);
+        }
         waiting.sort_unstable_by_key(|endpoint| endpoint.turn);
         while !waiting.is_empty() {
             waiting.retain_mut(|endpoint| {
-                let slow = endpoint.standing == Standing::Slow;
-                let places = if slow { &self.places.slow } else { &self.places.quick };
                 let Ok(place) = places.clone().try_acquire_owned() else { return false };
-                let Some(job) = endpoint.take_next(scarce) else { return false };
+                let Some(job) = endpoint.take_next(self.places.are_scarce()) else { return false };
                 self.turn += 1;
                 endpoint.turn = self.turn;
                 let task = Sending {
@@ -384,12 +395,8 @@ impl Dispatcher {
 
     fn hear(&mut self, said: Said) {
         match said {
-            Said::Lingers { webhook, epoch } => {
-                if let Some(endpoint) = self.endpoints.get_mut(&webhook).filter(|known| known.epoch == epoch) {
-                    endpoint.lingers();
-                }
-            }
-            Said::Moved(place) => drop(place),
+            // The next round hands it out.
+            Said::Moved => {}
             Said::Hangs { webhook, epoch } => {
                 if let Some(endpoint) = self.endpoints.get_mut(&webhook).filter(|known| known.epoch == epoch) {
                     endpoint.hangs();
@@ -528,7 +535,7 @@ struct Sending {
 
 impl Sending {
     /// Sends a message, in a quick place or, of a slow endpoint, a slow one.
-    async fn run(self, mut job: Job, place: OwnedSemaphorePermit) {
+    async fn run(self, job: Job, place: OwnedSemaphorePermit) {
         let began = self.control.now();
         let message = job.message.clone();
         let attempt = self.sender.send(&self.url, &message, &self.secrets, began);
@@ -537,8 +544,6 @@ impl Sending {
         let ended = match tokio::time::timeout(MOVES, &mut attempt).await {
             Ok(ended) => ended,
             Err(_) => {
-                job.lingers = true;
-                let _ = self.said.send(Said::Lingers { webhook: job.webhook, epoch: job.epoch });
                 let (moves, hangs) = (self.hanging.acquire(), tokio::time::sleep(HANGS.saturating_sub(MOVES)));
                 tokio::pin!(moves, hangs);
                 let mut hanging = None;
@@ -549,7 +554,8 @@ impl Sending {
                         // An error would say that the places were closed, which nobody does.
                         Ok(got) = &mut moves, if !self.slow && hanging.is_none() => {
                             hanging = Some(got);
-                            let _ = place.take().map(|place| self.said.send(Said::Moved(place)));
+                            place = None;
+                            let _ = self.said.send(Said::Moved);
                         }
                         () = &mut hangs, if !told => {
                             told = true;

@@ -15,12 +15,8 @@
 //! | standing | attempts at once | share |
 //! |---|---|---|
 //! | new: nothing was taken yet, the last was refused, or taken slowly | 1 | that of everybody |
-//! | good: the last one was taken quickly | [`AT_ONCE`] | that of everybody |
+//! | good: the last one was taken quickly | [`AT_ONCE`]; 1 while places are scarce | that of everybody |
 //! | slow: it hangs, or cannot be reached | 1 | that of the slow ones |
-//!
-//! An endpoint lingers while one of its attempts takes longer than a moment. As long as places for such attempts are
-//! plentiful that means nothing: it may be far away. While they are scarce it begins no other, so that an endpoint that
-//! stops answering takes one of them and not one for each of its lanes.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -62,8 +58,6 @@ pub struct Job {
     pub attempts: i64,
     /// When its event happened.
     pub created_at: Timestamp,
-    /// Its attempt was said to linger ([`Endpoint::lingers`]).
-    pub lingers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +106,6 @@ pub struct Endpoint {
     /// Its last attempt's number among all that the dispatcher began.
     pub turn: u64,
     running: usize,
-    /// Those of them that linger.
-    lingering: usize,
     /// Messages queued or under way that have no row.
     in_memory: usize,
     lanes: HashMap<String, Lane>,
@@ -158,7 +150,6 @@ impl Endpoint {
             waiting: count,
             turn: 0,
             running: 0,
-            lingering: 0,
             in_memory: 0,
             lanes: waiting.into_iter().map(|(lane, _)| (lane, Lane { blocked: true, ..Lane::default() })).collect(),
             ready: VecDeque::new(),
@@ -205,7 +196,6 @@ impl Endpoint {
                 row: None,
                 attempts: 0,
                 created_at: Timestamp(heard.at),
-                lingers: false,
             };
             *self.open.entry(heard.position).or_default() += 1;
             let lane = self.lanes.entry(job.lane.clone()).or_default();
@@ -251,19 +241,16 @@ impl Endpoint {
             row: Some(row.id),
             attempts: row.attempts,
             created_at: Timestamp(row.created_at),
-            lingers: false,
         });
     }
 
-    /// Whether there may be something for [`Endpoint::take_next`].
+    /// Whether there may be something for [`Endpoint::take_next`]. `scarce`: one place is the most for everybody.
     pub fn may_begin(&self, scarce: bool) -> bool {
-        let at_once = if self.standing == Standing::Good { AT_ONCE } else { 1 };
-        let waits = scarce && self.lingering > 0;
-        self.running < at_once && !waits && !(self.due.is_empty() && self.ready.is_empty())
+        let at_once = if self.standing == Standing::Good && !scarce { AT_ONCE } else { 1 };
+        self.running < at_once && !(self.due.is_empty() && self.ready.is_empty())
     }
 
-    /// The next message that may be sent now. Whoever takes it says how it ended ([`Endpoint::ended`]). `scarce`: places of
-    /// attempts that linger are.
+    /// The next message that may be sent now. Whoever takes it says how it ended ([`Endpoint::ended`]).
     pub fn take_next(&mut self, scarce: bool) -> Option<Job> {
         if !self.may_begin(scarce) {
             return None;
@@ -284,11 +271,6 @@ impl Endpoint {
         Some(job)
     }
 
-    /// An attempt lingers, and is marked so until it is over.
-    pub fn lingers(&mut self) {
-        self.lingering += 1;
-    }
-
     /// An attempt hangs: until it is over no other one begins.
     pub fn hangs(&mut self) {
         self.standing = Standing::Slow;
@@ -297,7 +279,6 @@ impl Endpoint {
     /// An attempt is over. What has to be written goes to `told`.
     pub fn ended(&mut self, job: Job, attempt: &Attempt, began: Timestamp, told: &mut Vec<Told>) {
         self.running = self.running.saturating_sub(1);
-        self.lingering = self.lingering.saturating_sub(usize::from(job.lingers));
         self.standing = match attempt.status {
             _ if attempt.succeeded() && attempt.took < HANGS => Standing::Good,
             0 => Standing::Slow,

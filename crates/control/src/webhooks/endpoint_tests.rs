@@ -63,40 +63,27 @@ fn one_of_a_lane_at_a_time_and_16_in_all() {
     assert!(endpoint.take_next(false).is_none());
 }
 
-/// All that may begin now.
-fn begun(endpoint: &mut Endpoint, scarce: bool) -> Vec<Job> {
-    std::iter::from_fn(|| endpoint.take_next(scarce)).collect()
-}
-
 #[test]
-fn one_that_lingers_begins_no_other_while_places_are_scarce() {
+fn while_places_are_scarce_everybody_has_one_attempt() {
     let (mut endpoint, mut told) = (endpoint(0, Vec::new()), Vec::new());
-    let hear = |endpoint: &mut Endpoint, told: &mut Vec<Told>, position: i64| {
-        endpoint.hear(&stopped(position, &position.to_string()), &mut Shared::default(), told).expect("heard");
-    };
-    hear(&mut endpoint, &mut told, 1);
+    for position in 1..=40 {
+        endpoint
+            .hear(&stopped(position, &format!("lane-{position}")), &mut Shared::default(), &mut told)
+            .expect("heard");
+    }
     let first = endpoint.take_next(true).expect("the first one, scarce or not");
     endpoint.ended(first, &attempt(200), NOW, &mut told);
-    hear(&mut endpoint, &mut told, 2);
-    hear(&mut endpoint, &mut told, 3);
-    let mut far = begun(&mut endpoint, true);
-    assert_eq!(far.len(), 2, "it lingered never yet");
-    for job in &mut far {
-        endpoint.lingers();
-        job.lingers = true;
+    let second = endpoint.take_next(true).expect("one at a time");
+    assert!(!endpoint.may_begin(true) && endpoint.take_next(true).is_none(), "though it is good");
+    // While they are plentiful it may be as far away as it likes.
+    let under_way: Vec<_> = std::iter::from_fn(|| endpoint.take_next(false)).collect();
+    assert_eq!(under_way.len(), AT_ONCE - 1);
+    endpoint.ended(second, &attempt(200), NOW, &mut told);
+    assert!(!endpoint.may_begin(true) && endpoint.may_begin(false), "one of many that ended makes no room");
+    for job in under_way {
+        endpoint.ended(job, &attempt(200), NOW, &mut told);
     }
-    hear(&mut endpoint, &mut told, 4);
-    assert!(!endpoint.may_begin(true) && endpoint.take_next(true).is_none());
-    // Nor when it has one attempt that lingers instead of two.
-    endpoint.ended(far.remove(0), &attempt(200), NOW, &mut told);
-    assert!(!endpoint.may_begin(true));
-    // That it is far away is no harm while there are places, nor when what lingered is over.
-    let plentiful = begun(&mut endpoint, false);
-    assert_eq!(plentiful.len(), 1);
-    endpoint.ended(far.remove(0), &attempt(200), NOW, &mut told);
-    hear(&mut endpoint, &mut told, 5);
-    assert_eq!(begun(&mut endpoint, true).len(), 1);
-    assert!(!endpoint.may_begin(false), "nothing waits");
+    assert!(endpoint.may_begin(true));
 }
 
 #[test]

@@ -58,13 +58,15 @@ const LONGEST_NAME: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Options {
     pub guard: Guard,
+    /// Who may sign a receiver's certificate, beside those that the host trusts ([`send::authorities`]).
+    pub authorities: Vec<reqwest::Certificate>,
     /// Endpoints that a workspace may have.
     pub per_workspace: i64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { guard: Guard::default(), per_workspace: 50 }
+        Self { guard: Guard::default(), authorities: Vec::new(), per_workspace: 50 }
     }
 }
 

@@ -11,7 +11,10 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
-use reqwest::{Client, Response, redirect};
+use reqwest::{Certificate, Client, Response, redirect};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{CertificateError, RootCertStore};
 use sha2::Sha256;
 use tokio::time::Instant;
 use url::Url;
@@ -65,11 +68,13 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub fn new(guard: Arc<Guard>, lookup: Arc<dyn Lookup>) -> Result<Self, Error> {
+    /// `authorities`: who may sign a receiver's certificate, beside those that the host trusts.
+    pub fn new(guard: Arc<Guard>, authorities: &[Certificate], lookup: Arc<dyn Lookup>) -> Result<Self, Error> {
         // The client takes the process's choice; where none was made (tests), this is it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
             .dns_resolver(Guarded { guard: guard.clone(), lookup })
+            .tls_certs_merge(authorities.iter().cloned())
             // A proxy would connect in our place, past the guard.
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -156,13 +161,32 @@ async fn drain(mut response: Response) {
     let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
+/// The certificates of a file in PEM, or what is wrong with it.
+pub fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let mut all = Vec::new();
+    for (number, certificate) in (1..).zip(CertificateDer::pem_slice_iter(pem)) {
+        let unusable = || format!("certificate {number} cannot be read");
+        let der = certificate.map_err(|_| unusable())?;
+        RootCertStore::empty().add(der.clone()).map_err(|_| unusable())?;
+        all.push(Certificate::from_der(&der).map_err(|_| unusable())?);
+    }
+    if all.is_empty() { Err("holds no certificate in PEM".to_owned()) } else { Ok(all) }
+}
+
 fn words(error: &reqwest::Error) -> &'static str {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if inner.is::<Forbidden>() {
             return "The URL's name leads to an address that is not allowed.";
         }
-        cause = inner.source();
+        if let Some(error) = inner.downcast_ref() {
+            return words_of_tls(error);
+        }
+        // What an I/O error holds is not what it calls its source, but that one's.
+        cause = match inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => inner.source(),
+        };
     }
     if error.is_timeout() {
         "No answer within 10 s."
@@ -170,6 +194,21 @@ fn words(error: &reqwest::Error) -> &'static str {
         "No connection could be made."
     } else {
         "The connection ended before there was an answer."
+    }
+}
+
+fn words_of_tls(error: &rustls::Error) -> &'static str {
+    use CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+        UnknownIssuer,
+    };
+    let rustls::Error::InvalidCertificate(wrong) = error else { return "No TLS connection could be made." };
+    match wrong {
+        NotValidForName | NotValidForNameContext { .. } => "The receiver's certificate is for another name.",
+        Expired | ExpiredContext { .. } => "The receiver's certificate has expired.",
+        NotValidYet | NotValidYetContext { .. } => "The receiver's certificate is not valid yet.",
+        UnknownIssuer => "The receiver's certificate is of no authority that this server trusts.",
+        _ => "The receiver's certificate cannot be trusted.",
     }
 }
 
@@ -185,6 +224,19 @@ pub fn signature(secret: &str, timestamp: i64, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_without_certificates_is_none() {
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (pem, wrong) in [
+            ("", "holds no certificate in PEM"),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "holds no certificate in PEM"),
+            (broken, "certificate 1 cannot be read"),
+            (&broken[..40], "certificate 1 cannot be read"),
+        ] {
+            assert_eq!(authorities(pem.as_bytes()).expect_err(pem), wrong);
+        }
+    }
 
     #[test]
     fn the_signature_is_that_of_the_contract() {

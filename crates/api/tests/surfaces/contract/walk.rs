@@ -247,7 +247,9 @@ impl Walk {
         let (store, clock) = (&self.server.control.store, &holdfast_control::SystemClock);
         assert!(holdfast_control::passwords::set(store, clock, "admin", "walking the line").await.expect("a password"));
         let form = Value::from("grant_type=password&username=admin&password=walking+the+line");
-        let token = self.ask(200, "POST", "/auth/token", form).await.json();
+        let once = || Unusual { headers: vec![("idempotency-key", "login".to_owned())], ..Unusual::default() };
+        let token = self.send(200, "POST", "/auth/token", &form, once()).await.json();
+        self.send(409, "POST", "/auth/token", &form, once()).await;
         let key = token["access_token"].as_str();
         self.send(200, "POST", "/auth/logout", &Value::Null, Unusual { key, ..Unusual::default() }).await;
         self.send(401, "GET", "/auth/authenticated", &Value::Null, Unusual { key, ..Unusual::default() }).await;
@@ -489,7 +491,6 @@ impl Walk {
         self.server.fails_boot.store(true, Ordering::Relaxed);
         self.deploy("sick-app").await;
         self.server.until_status("sick-app", "error").await;
-        self.server.fails_boot.store(false, Ordering::Relaxed);
         self.look("sick-app").await;
         self.ask(200, "DELETE", "/cvms/sick-app?dry_run=true", Value::Null).await;
         self.hold(true);
