@@ -30,11 +30,12 @@ pub mod phala;
 pub mod refusals;
 pub mod witness;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
+use bytes::Bytes;
 use holdfast_control::Control;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::OpenApi;
@@ -51,13 +52,13 @@ pub struct App {
     pub needs_node: bool,
 }
 
+/// The surfaces that have an OpenAPI document.
+const SURFACES: [(&str, fn() -> OpenApiRouter<App>); 3] =
+    [("phala", phala::routes), ("nirvana", nirvana::routes), ("holdfast", holdfast::routes)];
+
 /// The OpenAPI document of each surface, by the name it is served under.
 pub fn documents() -> [(&'static str, OpenApi); 3] {
-    [
-        ("phala", phala::routes().into_openapi()),
-        ("nirvana", nirvana::routes().into_openapi()),
-        ("holdfast", holdfast::routes().into_openapi()),
-    ]
+    SURFACES.map(|(name, routes)| (name, routes().into_openapi()))
 }
 
 /// Everything this server answers.
@@ -88,9 +89,14 @@ pub fn router(app: App) -> Router {
         .merge(pages::routes())
         .merge(health::routes())
         .merge(metrics::routes(app.clone(), http.clone()));
-    for (name, document) in documents() {
-        let text = document.to_json().unwrap_or_default();
-        let body = move || async move { ([("content-type", "application/json")], text) };
+    // Made when the first one is asked for: few are, and it takes longer than the rest of a start.
+    static TEXTS: LazyLock<[(&str, Bytes); 3]> =
+        LazyLock::new(|| documents().map(|(name, document)| (name, document.to_json().unwrap_or_default().into())));
+    for (name, _) in SURFACES {
+        let body = move || async move {
+            let text = TEXTS.iter().find(|(of, _)| *of == name).map(|(_, text)| text.clone()).unwrap_or_default();
+            ([("content-type", "application/json")], text)
+        };
         router = router.route(&format!("/openapi/{name}.json"), get(body));
     }
     router
