@@ -72,6 +72,7 @@ impl Task {
             exited_at: None,
             exit_reason: None,
             will_restart: reconcile::will_restart(&self.local),
+            paused: None,
         }
     }
 }
@@ -94,6 +95,7 @@ pub fn absent(desired: &DesiredVm) -> VmReport {
         exited_at: None,
         exit_reason: None,
         will_restart: false,
+        paused: None,
     }
 }
 

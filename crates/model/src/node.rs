@@ -163,7 +163,8 @@ impl Phase {
 
 /// Code of [`Outcome::Failed`]: the guest was only to be asked to power off, and has not done so.
 pub const GUEST_STAYS: &str = "guest_stays";
-/// Code of [`Outcome::Failed`]: the node's disk is full. It is tried again until there is room.
+/// Code of [`Outcome::Failed`]: the node's disk is full. It is tried again until there is room. Also the word for a machine
+/// that stands still until then, see [`VmReport::paused`].
 pub const DISK_FULL: &str = "disk_full";
 
 /// How far the node is with the generation it names.
@@ -222,6 +223,10 @@ pub struct VmReport {
     /// True while a backoff runs before the next automatic start.
     #[serde(default)]
     pub will_restart: bool,
+    /// Why the machine stands still, in a word: [`DISK_FULL`] while a write of its guest waits for room. Absent while it
+    /// runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
 }
 
 /// The state of a node and of those of its VMs that changed since the last acknowledged report (all of them in the

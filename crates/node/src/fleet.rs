@@ -121,5 +121,6 @@ fn absent(desired: &DesiredVm) -> VmReport {
         exited_at: None,
         exit_reason: None,
         will_restart: false,
+        paused: None,
     }
 }

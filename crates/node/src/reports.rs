@@ -134,6 +134,7 @@ mod tests {
             exited_at: None,
             exit_reason: None,
             will_restart: false,
+            paused: None,
         }
     }
 

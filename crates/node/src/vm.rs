@@ -54,6 +54,8 @@ pub(crate) struct Vm {
     /// The newest desired state is not on disk yet; nothing is done before it is.
     unsaved: bool,
     view: Option<watch::Receiver<View>>,
+    /// Why the machine stands still. Seen anew by each life of the node.
+    paused: Option<&'static str>,
     news: watch::Receiver<Arc<DesiredVm>>,
 }
 
@@ -65,7 +67,7 @@ impl Vm {
         // A tombstone of something that is not here needs no trace of its own.
         let unsaved = desired.run_state != RunState::Absent;
         let local = Local { desired: Some(desired), ..Local::default() };
-        Self { context, uuid: record.desired.uuid, record, local, unsaved, view: None, news }
+        Self { context, uuid: record.desired.uuid, record, local, unsaved, view: None, paused: None, news }
     }
 
     /// A VM that was found on disk.
@@ -77,7 +79,7 @@ impl Vm {
             restarts: runtime.restarts,
             ..Local::default()
         };
-        Self { context, uuid: record.desired.uuid, record, local, unsaved: false, view: None, news }
+        Self { context, uuid: record.desired.uuid, record, local, unsaved: false, view: None, paused: None, news }
     }
 
     fn now(&self) -> Tick {
@@ -216,6 +218,7 @@ impl Vm {
     /// Takes in what the machine's view shows. `alive` is false when whoever showed it has gone without a word.
     async fn look(&mut self, alive: bool) {
         let Some(view) = self.view.as_mut().map(|v| v.borrow_and_update().clone()) else { return };
+        self.paused = view.paused;
         if view.guest != self.record.runtime.guest {
             self.record.runtime.guest = view.guest;
             self.save_runtime(false).await;
@@ -243,7 +246,7 @@ impl Vm {
 
     async fn end(&mut self, life: Life, ended: Ended) {
         self.local.machine = Machine::Off;
-        self.view = None;
+        (self.view, self.paused) = (None, None);
         let runtime = &mut self.record.runtime;
         (runtime.life, runtime.process, runtime.clean) = (life, None, ended.clean);
         (runtime.exited_at, runtime.exit_reason) = (Some(ended.at), Some(ended.reason));
@@ -445,6 +448,7 @@ impl Vm {
             exited_at: runtime.exited_at,
             exit_reason: runtime.exit_reason.clone(),
             will_restart: reconcile::will_restart(&self.local),
+            paused: self.paused.map(str::to_owned),
         });
     }
 }

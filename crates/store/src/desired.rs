@@ -268,6 +268,16 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
         let body = report.exit_reason.as_deref().unwrap_or("the VM ended by itself");
         vm_event_insert(tx, vm.id, "instance.exited", body, now).await?;
     }
+    let paused = before.is_some_and(|b| b.paused.is_some());
+    if report.paused.is_some() && !paused {
+        let body = "it stands still: the disk of its node is full; it goes on when there is room";
+        vm_event_insert(tx, vm.id, "instance.paused", body, now).await?;
+    }
+    // One that ended, or was started anew, did not go on.
+    let same = before.is_some_and(|b| (b.boot_epoch, b.restarts) == (report.boot_epoch, report.restarts));
+    if paused && same && report.paused.is_none() && report.phase == Phase::Running {
+        vm_event_insert(tx, vm.id, "instance.resumed", "it goes on: there is room again", now).await?;
+    }
     if before.is_some_and(|b| b.boot_epoch == report.boot_epoch && b.restarts < report.restarts) {
         let body = format!("automatic restart {} of {}", report.restarts, RestartPolicy::MAX_RESTARTS);
         vm_event_insert(tx, vm.id, "instance.auto_restart", &body, now).await?;

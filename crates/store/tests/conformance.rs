@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_engine::{Deadlines, decide, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Code;
-use holdfast_model::node::Phase;
+use holdfast_model::node::{DISK_FULL, Phase};
 use holdfast_model::operation::Status;
 use holdfast_model::vm::RunState;
 use holdfast_store::history::{Filter, Operation};
@@ -254,4 +254,34 @@ async fn a_folder_has_one_server_and_no_newer_schema() {
         .expect("a newer migration");
     db.close().await;
     assert!(matches!(Store::open(folder.path()).await, Err(OpenError::Newer(9999))));
+}
+
+#[tokio::test]
+async fn a_machine_that_stands_still_is_told_once_and_so_is_its_going_on() {
+    let world = World::new().await;
+    let (vm, _) = world.create("one", 20_000).await.expect("a VM");
+    let uuid = world.store.vm(vm).await.expect("a query").expect("the VM").uuid;
+    let mut second = 0;
+    // Nothing of it before the first pause; a pause that goes on is one; one that is started anew did not go on.
+    for (paused, restarts, phase, events) in [
+        (false, 0, Phase::Running, vec![]),
+        (true, 0, Phase::Running, vec!["instance.paused"]),
+        (true, 0, Phase::Running, vec!["instance.paused"]),
+        (false, 0, Phase::Running, vec!["instance.paused", "instance.resumed"]),
+        (true, 0, Phase::Running, vec!["instance.paused", "instance.resumed", "instance.paused"]),
+        (
+            false,
+            1,
+            Phase::Running,
+            vec!["instance.paused", "instance.resumed", "instance.paused", "instance.auto_restart"],
+        ),
+    ] {
+        let mut seen = report(&uuid, 1, phase);
+        (seen.restarts, seen.paused) = (restarts, paused.then(|| DISK_FULL.to_owned()));
+        second += 1;
+        say(&world, &[seen], at(second)).await;
+        let parts = world.store.vm_parts(&[vm], &[]).await.expect("a query");
+        let told: Vec<String> = parts.events.into_iter().map(|(_, event)| event.event).collect();
+        assert_eq!(told, events);
+    }
 }

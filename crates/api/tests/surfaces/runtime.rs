@@ -121,6 +121,15 @@ async fn a_machine_that_cannot_be_asked_is_offline() {
         assert!(error.contains(word) && !error.contains("/host"), "{error}");
     };
     offline("older version").await;
+    // Nobody is asked who cannot answer.
+    let pause = "UPDATE vm_observed SET report = json_set(report, '$.paused', 'disk_full')";
+    server.sql(pause).await;
+    offline("disk of its node is full").await;
+    let state = server.at(V2026).get("/cvms/my-app/state").await.expect(200);
+    let told = state["boot_error"].as_str().expect("words");
+    assert!(told.starts_with("paused: ") && told.contains("full"), "{told}");
+    assert_eq!((&state["status"], &state["boot_progress"]), (&json!("running"), &json!("done")));
+    server.sql("UPDATE vm_observed SET report = json_remove(report, '$.paused')").await;
     // What does not answer as it was asked is no answer.
     node(&server, |request| match request {
         StreamRequest::Stats { id, .. } => {

@@ -524,6 +524,7 @@ impl Node {
             exited_at: None,
             exit_reason: None,
             will_restart: false,
+            paused: None,
         };
         self.vms.insert(vm.uuid, report.clone());
         report

@@ -82,6 +82,7 @@ fn an_app_from_deploy_to_delete() {
     assert!(!serial.trim().is_empty(), "the serial log says something");
 
     read_logs(&cloud, &phala, &cvm, &container);
+    crate::followers::all_get_every_line(&cloud, &cvm, &container);
     look(&phala);
     change(&cloud, &phala, &cvm);
 

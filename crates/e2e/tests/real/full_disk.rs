@@ -10,6 +10,7 @@ use std::path::Path;
 use holdfast_e2e::cloud::{AFTER_CRASH, BOOT, Cloud, short_folder, text};
 use holdfast_e2e::leftovers;
 use holdfast_e2e::small::Small;
+use holdfast_harness::client::Answer;
 use holdfast_harness::server::{Options, Server};
 use holdfast_harness::{operation, process, until};
 use serde_json::{Value, json};
@@ -29,6 +30,20 @@ fn state(folder: &Path) -> Value {
         Ok(serde_json::from_str(&answer.unwrap_or_default())?)
     };
     ask().unwrap_or_default()["return"]["status"].take()
+}
+
+fn get(cloud: &Cloud, path: &str) -> Value {
+    cloud.client.get(path).and_then(Answer::ok).expect("it answers")
+}
+
+/// Until the CVM says that it stands still for want of room, or does not any more.
+fn until_told(cloud: &Cloud, cvm: &str, paused: bool) {
+    let path = format!("/api/v1/cvms/{cvm}/state");
+    let told = until(AFTER_CRASH, &format!("it is told (paused: {paused})"), || {
+        let why = get(cloud, &path)["boot_error"].clone();
+        Ok((why.as_str().is_some_and(|why| why.starts_with("paused: ")) == paused).then_some(()))
+    });
+    told.unwrap_or_else(|e| panic!("{e}: {:#}\n{}", get(cloud, &path), cloud.server.log_end(30)));
 }
 
 #[test]
@@ -52,10 +67,23 @@ fn a_vm_that_cannot_write_waits_for_room() {
         until(AFTER_CRASH, "QEMU stops for want of room", || Ok((state(&folder) == "io-error").then_some(())));
     stopped.unwrap_or_else(|e| panic!("{e}: {}", state(&folder)));
     assert_eq!(cloud.client.get("/api/v1/cvms/paginated").expect("it answers").status, 200);
+    // Whoever looks is told so; here, where the database lies on the same disk, once that has a little room again.
+    small.grow(1140);
+    until_told(&cloud, &cvm, true);
+    let stats = cloud.client.get(&format!("/api/v1/cvms/{cvm}/stats")).and_then(Answer::ok).expect("it answers");
+    assert!(text(&stats["error"]).contains("full"), "{stats:#}");
     small.free();
     let running = until(AFTER_CRASH, "it goes on", || Ok((state(&folder) == "running").then_some(())));
     running.unwrap_or_else(|e| panic!("{e}: {}\n{}", state(&folder), cloud.server.log_end(30)));
+    until_told(&cloud, &cvm, false);
     cloud.wait_status(&cvm, "running", AFTER_CRASH);
+    let app = text(&get(&cloud, &format!("/api/v1/cvms/{cvm}"))["app_id"]);
+    let events = cloud.client.get(&format!("/api/v1/apps/{app}/events")).and_then(Answer::ok).expect("it answers");
+    let types: Vec<_> = events["events"].as_array().expect("events").iter().map(|e| text(&e["event_type"])).collect();
+    for (event, before) in [("instance.paused", "instance.create.end"), ("instance.resumed", "instance.paused")] {
+        let place = |name: &str| types.iter().position(|t| t == name).unwrap_or_else(|| panic!("{name}: {types:?}"));
+        assert!(place(event) < place(before), "newest first: {types:?}");
+    }
     assert_eq!(process::vms_of(small.path()), machines, "the same machine");
     cloud.deleted(&cvm);
     assert_eq!(leftovers::paths_naming(small.path(), &cvm), Vec::<std::path::PathBuf>::new());

@@ -3,5 +3,6 @@
 mod changes;
 mod cli;
 mod crashes;
+mod followers;
 mod full_disk;
 mod secrets;

@@ -74,6 +74,8 @@ pub struct Ended {
 pub struct View {
     pub guest: GuestView,
     pub ended: Option<Ended>,
+    /// Why the machine stands still, a word of [`VmReport::paused`](holdfast_model::node::VmReport::paused).
+    pub paused: Option<&'static str>,
 }
 
 /// A machine that runs.

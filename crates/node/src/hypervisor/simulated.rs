@@ -107,7 +107,7 @@ impl Simulated {
     fn run(&self, desired: &Arc<DesiredVm>, started: Timestamp) -> watch::Receiver<View> {
         let elapsed = clock::now().since(started);
         let guest = progress(elapsed, self.step, desired);
-        let (view, receiver) = watch::channel(View { guest, ended: None });
+        let (view, receiver) = watch::channel(View { guest, ..View::default() });
         self.lock().insert(desired.uuid, Guest { view: view.clone(), started, desired: desired.clone() });
         let left = [1, 2].map(|n| (self.step * n, (self.step * n).saturating_sub(elapsed)));
         self.go_on(desired.uuid, view, left.into_iter().filter(|(_, wait)| !wait.is_zero()).collect());

@@ -147,6 +147,7 @@ pub fn report(uuid: &str, generation: u64, phase: Phase) -> VmReport {
         exited_at: None,
         exit_reason: None,
         will_restart: false,
+        paused: None,
     }
 }
 

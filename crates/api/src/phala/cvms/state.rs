@@ -31,7 +31,7 @@ pub struct CvmState {
     pub exited_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_progress: Option<String>,
-    /// The step that failed, and why.
+    /// The step that failed, and why; or why the machine stands still.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

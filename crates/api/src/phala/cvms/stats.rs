@@ -28,7 +28,7 @@ pub struct CvmSystemInfo {
     /// True if an operation is currently executing.
     pub in_progress: bool,
     pub boot_progress: Option<String>,
-    /// The step that failed, and why.
+    /// The step that failed, and why; or why the machine stands still.
     pub boot_error: Option<String>,
 }
 

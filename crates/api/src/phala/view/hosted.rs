@@ -63,7 +63,7 @@ pub struct VmInfo {
     pub configuration: Option<VmConfiguration>,
     pub exited_at: Option<String>,
     pub boot_progress: Option<String>,
-    /// The step that failed, and why.
+    /// The step that failed, and why; or why the machine stands still.
     pub boot_error: Option<String>,
     pub shutdown_progress: Option<String>,
     pub image_version: Option<String>,

@@ -21,7 +21,7 @@ use holdfast_model::compose::AppCompose;
 use holdfast_model::error::Error;
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::image::ImageInfo;
-use holdfast_model::node::{Phase, VmReport};
+use holdfast_model::node::{DISK_FULL, Phase, VmReport};
 use holdfast_model::vm::PortMapping;
 use holdfast_store::vms::{Vm, VmEvent};
 
@@ -125,6 +125,9 @@ impl Cvm {
         if !self.is_up() {
             return Err(format!("The CVM is {}.", self.status));
         }
+        if let Some(why) = self.paused() {
+            return Err(why.to_owned());
+        }
         if !self.agent_answered() {
             return Err("The CVM is booting; its guest agent has not answered yet.".to_owned());
         }
@@ -141,10 +144,21 @@ impl Cvm {
         self.report.as_ref().and_then(|r| r.boot_progress.clone())
     }
 
-    /// The step that failed and why.
+    /// Why the machine stands still although it is to run, in words for the user.
+    pub fn paused(&self) -> Option<&'static str> {
+        self.report.as_ref()?.paused.as_deref().map(|why| match why {
+            DISK_FULL => {
+                "The machine stands still because the disk of its node is full; it goes on when there is room."
+            }
+            _ => "The machine stands still.",
+        })
+    }
+
+    /// The step that failed and why; or why the machine stands still, which clients show nowhere else.
     pub fn boot_error(&self) -> Option<String> {
-        let error = self.report.as_ref().and_then(|r| r.boot_error.as_ref())?;
-        Some(format!("{}: {}", error.step, error.message))
+        let error = self.report.as_ref().and_then(|r| r.boot_error.as_ref());
+        let failed = error.map(|error| format!("{}: {}", error.step, error.message));
+        failed.or_else(|| self.paused().map(|why| format!("paused: {why}")))
     }
 
     pub fn shutdown_progress(&self) -> Option<String> {

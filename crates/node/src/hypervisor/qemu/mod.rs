@@ -72,6 +72,7 @@ struct Machine {
     agent: Agent,
     /// What its guest should run.
     wanted: watch::Sender<Arc<DesiredVm>>,
+    view: watch::Sender<View>,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -151,7 +152,7 @@ impl Qemu {
         guest: GuestView,
     ) -> watch::Receiver<View> {
         let uuid = desired.uuid;
-        let (sender, view) = watch::channel(View { guest, ended: None });
+        let (sender, view) = watch::channel(View { guest, ..View::default() });
         let folder = self.records.folder(uuid);
         let handle = Arc::new(handle);
         let (wanted, wanted_by_guest) = watch::channel(desired.clone());
@@ -162,8 +163,9 @@ impl Qemu {
             keys: self.keys.clone(),
             view: sender.clone(),
         });
-        let watching = watch_end(handle.clone(), child, agent.drained(), sender, folder);
-        let machine = Machine { handle, agent, wanted, _watch: AbortOnDropHandle::new(tokio::spawn(watching)) };
+        let watching = watch_end(handle.clone(), child, agent.drained(), sender.clone(), folder);
+        let machine =
+            Machine { handle, agent, wanted, view: sender, _watch: AbortOnDropHandle::new(tokio::spawn(watching)) };
         lock(&self.machines).insert(uuid, machine);
         view
     }
@@ -270,21 +272,25 @@ async fn rotation(records: Records, machines: Machines) {
     }
 }
 
-/// Lets machines go on that QEMU stopped in the middle of a write because the host's disk was full, once there is room.
+/// Tells of machines that QEMU stopped in the middle of a write because the host's disk was full, and lets them go on once
+/// there is room.
 async fn resumption(records: Records, machines: Machines) {
     let mut tick = tokio::time::interval(RESUMPTION);
     loop {
         tick.tick().await;
-        if host::disk_free(records.dir()).is_ok_and(|free| free < ROOM) {
-            continue;
-        }
-        let running: Vec<Uuid> = lock(&machines).keys().copied().collect();
-        for uuid in running {
+        let running: Vec<_> = lock(&machines).iter().map(|(uuid, machine)| (*uuid, machine.view.clone())).collect();
+        for (uuid, view) in running {
             let folder = records.folder(uuid);
-            let status = qmp::execute(&folder, "query-status").await.unwrap_or_default();
-            if status["status"] == "io-error" {
-                let resumed = qmp::execute(&folder, "cont").await;
-                warn!(vm = %uuid, ok = resumed.is_ok(), "it had stopped because the disk was full, and goes on");
+            // One that does not answer is as it was.
+            let Ok(status) = qmp::execute(&folder, "query-status").await else { continue };
+            let waits = status["status"] == "io-error";
+            let has_room = !host::disk_free(records.dir()).is_ok_and(|free| free < ROOM);
+            let goes_on = waits && has_room && qmp::execute(&folder, "cont").await.is_ok();
+            // One that goes on is looked at again before that is told: it may have stopped at its next write.
+            let paused = waits.then_some(DISK_FULL);
+            let changed = view.send_if_modified(|view| std::mem::replace(&mut view.paused, paused) != paused);
+            if changed || goes_on {
+                warn!(vm = %uuid, waits, goes_on, "it stands still while the disk is full");
             }
         }
     }
