@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use holdfast_control::metrics::{Histograms, Labels, short};
 use holdfast_model::error::Error;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
@@ -96,6 +96,12 @@ pub async fn scrape(State((app, http)): State<(App, Http)>) -> Result<Response, 
         "holdfast_events_unsealed",
         "Committed events that are not in the signed chain yet",
         gauge(counts.events_unsealed),
+    );
+    let commits = ConstCounter::new(app.control.store.commits());
+    registry.register(
+        "holdfast_database_commits",
+        "Commits of the database; transactions that queue share one",
+        commits,
     );
     registry.register("holdfast_build", "The version that runs", Info::new([("version", holdfast_model::VERSION)]));
     if let Some(bytes) = resident_memory() {

@@ -55,8 +55,7 @@ impl Control {
         let published = AppCompose::parse(&blueprint.compose)?.published()?;
         let candidates = nodes::nodes_for_placement(&mut tx).await?;
         let node = placement::choose(&candidates, &wanted.ask(published.len()), self.policy())?;
-        let taken = vms::ports_taken(&mut tx, node.id).await?;
-        let host_ports = placement::ports_choose(node, &taken, published.len(), port_seed(&app_id)?)?;
+        let host_ports = placement::ports_choose(&mut tx, node, published.len(), port_seed(&app_id)?).await?;
         let ports = published.iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
             protocol: "tcp".to_owned(),
             host_address: node.publish_address.clone(),
@@ -102,7 +101,7 @@ impl Control {
                 Touch { kind: "node", id: node.id, role: "placed_on" },
             ],
             status_code: 200,
-            if_busy: IfBusy::Refuse,
+            if_busy: IfBusy::Nobody,
         };
         let (operation, _) = vm_operation_accept(&mut tx, who, info, submit, now).await?;
         revision_first(&mut tx, vm_id, Some(operation), now).await?;

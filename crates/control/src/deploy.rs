@@ -186,7 +186,7 @@ impl Control {
         let (now, began) = (self.now(), Instant::now());
         let provision = self.store.provision(who.workspace_id, &app_id, &request.compose_hash, now).await?;
         let mut tx = self.store.begin().await?;
-        let Some(provision) = provision else {
+        let Some((provision, content)) = provision else {
             drop(tx);
             return self.commit_without_provision(who, &app_id, &request.compose_hash).await;
         };
@@ -195,23 +195,23 @@ impl Control {
             idempotency_take(&mut tx, who.workspace_id, key, now).await?;
         }
         let wanted: Wanted = serde_json::from_str(&provision.request).map_err(Error::internal)?;
-        let (app_row, owner) =
+        let app =
             provisions::app_ensure(&mut tx, who.workspace_id, &app_id, provision.nonce, &wanted.name, now).await?;
-        if owner != who.workspace_id {
+        if app.workspace_id != who.workspace_id {
             return Err(provision_missing());
         }
-        if let Some((vm_id, compose_hash)) = vms::vm_of_app(&mut tx, app_row).await? {
+        if !app.made
+            && let Some((vm_id, compose_hash)) = vms::vm_of_app(&mut tx, app.id).await?
+        {
             if compose_hash != request.compose_hash {
                 return Err(app_conflict());
             }
             return Store::vm_in(&mut tx, vm_id).await;
         }
 
-        let content = self.store.app_compose(who.workspace_id, &provision.compose_hash).await?;
-        let content = content.ok_or_else(provision_missing)?;
         let allowed = AppCompose::parse(&content)?.allowed_envs;
         let blueprint = Blueprint {
-            app_row,
+            app_row: app.id,
             app_id,
             wanted,
             compose: content,

@@ -1,8 +1,12 @@
-//! Where a new CVM goes. Pure: called inside the transaction that accepts it, on rows nobody else can change meanwhile.
+//! Where a new CVM goes: decided inside the transaction that accepts it, on rows nobody else can change meanwhile.
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_store::nodes::Node;
+use holdfast_store::{Tx, vms};
+
+/// Host ports that are looked at together for free ones.
+const PORTS_LOOKED_AT: i64 = 64;
 
 /// What a CVM needs of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,17 +140,20 @@ pub fn fits_grown(node: &Node, sizes: [(i64, i64, i64); 2], policy: Policy) -> R
 
 /// `count` free host ports of the node's range, beginning at a place that `seed` decides: other programs of the host
 /// use ports too, and a random one rarely meets them.
-pub fn ports_choose(node: &Node, taken: &[i64], count: usize, seed: u64) -> Result<Vec<u16>, Error> {
+pub async fn ports_choose(tx: &mut Tx, node: &Node, count: usize, seed: u64) -> Result<Vec<u16>, Error> {
     let size = node.port_last - node.port_first + 1;
     let start = i64::try_from(seed % u64::try_from(size.max(1)).unwrap_or(1)).unwrap_or(0);
-    let ports: Vec<u16> = (0..size)
-        .map(|i| node.port_first + (start + i) % size)
-        .filter(|port| taken.binary_search(port).is_err())
-        .filter_map(|port| u16::try_from(port).ok())
-        .take(count)
-        .collect();
-    if ports.len() < count {
-        return Err(Error::new(Code::NoPort, "The node has no free port left to publish."));
+    let (mut ports, mut looked_at) = (Vec::with_capacity(count), 0);
+    while ports.len() < count {
+        if looked_at >= size {
+            return Err(Error::new(Code::NoPort, "The node has no free port left to publish."));
+        }
+        let first = node.port_first + (start + looked_at) % size;
+        let last = (first + PORTS_LOOKED_AT.min(size - looked_at) - 1).min(node.port_last);
+        let taken = vms::ports_taken(tx, node.id, (first, last)).await?;
+        let free = (first..=last).filter(|port| taken.binary_search(port).is_err());
+        ports.extend(free.filter_map(|port| u16::try_from(port).ok()).take(count - ports.len()));
+        looked_at += last - first + 1;
     }
     Ok(ports)
 }

@@ -22,7 +22,7 @@ use holdfast_store::history::Operation;
 use holdfast_store::idempotency::{idempotency_operation, idempotency_take};
 use holdfast_store::interventions::operation_link_retry;
 use holdfast_store::nodes::Node;
-use holdfast_store::vms::{self, Vm};
+use holdfast_store::vms::Vm;
 use holdfast_store::{Store, Tx, desired, nodes, operations, provisions, revisions};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -323,8 +323,7 @@ async fn ports(
 ) -> Result<Vec<PortMapping>, Error> {
     let mut ports: Vec<_> = current.ports.iter().filter(|p| published.contains(&p.vm_port)).cloned().collect();
     let new: Vec<u16> = published.iter().copied().filter(|port| !ports.iter().any(|p| p.vm_port == *port)).collect();
-    let taken = vms::ports_taken(tx, node.id).await?;
-    let host_ports = placement::ports_choose(node, &taken, new.len(), seed)?;
+    let host_ports = placement::ports_choose(tx, node, new.len(), seed).await?;
     ports.extend(new.into_iter().zip(host_ports).map(|(vm_port, host_port)| PortMapping {
         protocol: "tcp".to_owned(),
         host_address: node.publish_address.clone(),

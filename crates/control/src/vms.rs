@@ -169,7 +169,7 @@ impl Control {
             return Ok(Submitted { vm: Store::vm_in(&mut tx, vm_id).await?, operation });
         }
         let vm = Store::vm_in(&mut tx, vm_id).await?;
-        let from = check_turn(&mut tx, &vm, plan, if_busy).await?;
+        let (from, if_busy) = check_turn(&mut tx, &vm, plan, if_busy).await?;
         let submit = VmSubmit {
             plan,
             vm_id,
@@ -187,7 +187,11 @@ impl Control {
         if let Some(of) = retry_of {
             operation_link_retry(&mut tx, operation, of).await?;
         }
-        let vm = Store::vm_in(&mut tx, vm_id).await?;
+        let vm = match if_busy {
+            IfBusy::Nobody => vm.accepted(plan, uuid, now)?,
+            // Whose turn it is the line says.
+            IfBusy::Refuse | IfBusy::Queue { .. } => Store::vm_in(&mut tx, vm_id).await?,
+        };
         self.accept_end(tx, info, operation, began).await?;
         Ok(Submitted { vm, operation: Some(uuid) })
     }
@@ -213,15 +217,16 @@ struct Submitted {
     operation: Option<Uuid>,
 }
 
-/// Refuses a plan that cannot begin, and not wait either. Returns the status that it should find when its turn comes.
-pub(crate) async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBusy) -> Result<String, Error> {
+/// Refuses a plan that cannot begin, and not wait either. Returns the status that it should find when its turn comes, and
+/// what is to become of it should somebody be there: nobody is, in this transaction, once that was looked at here.
+pub(crate) async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBusy) -> Result<(String, IfBusy), Error> {
     if vm.deleted_at.is_some() {
         return Err(not_found());
     }
     match (queue::line(tx, "vm", vm.id).await?, if_busy) {
         // Whether it may begin is decided when its turn comes.
-        (Some(line), IfBusy::Queue { .. }) => Ok(line.ends_as),
-        (Some(line), IfBusy::Refuse) => {
+        (Some(line), IfBusy::Queue { .. }) => Ok((line.ends_as, if_busy)),
+        (Some(line), IfBusy::Refuse | IfBusy::Nobody) => {
             let running = line.running.as_deref().unwrap_or("operation");
             Err(Error::new(Code::Busy, format!("A {running} of \"{}\" is running.", vm.name)))
         }
@@ -229,7 +234,7 @@ pub(crate) async fn check_turn(tx: &mut Tx, vm: &Vm, plan: &Plan, if_busy: IfBus
             let (status, leaving) = (vm.status()?, vm_is_leaving(tx, vm.id).await?);
             match plan.refusal(&format!("\"{}\"", vm.name), status, leaving) {
                 Some(failure) => Err(Error::new(failure.code, failure.message)),
-                None => Ok(status.as_str().to_owned()),
+                None => Ok((status.as_str().to_owned(), IfBusy::Nobody)),
             }
         }
     }

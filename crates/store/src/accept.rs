@@ -34,6 +34,8 @@ impl Touch {
 /// What becomes of an operation when another one holds or waits for what it claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfBusy {
+    /// Nobody is: the caller looked in the same transaction, or what is claimed is new.
+    Nobody,
     /// It is not accepted.
     Refuse,
     /// It is accepted and waits for its turn, unless `limit` operations wait for the resource already.
@@ -78,10 +80,11 @@ pub async fn vm_operation_accept(
     // Sorted, so that two operations that claim several resources cannot wait for each other.
     touches.sort();
     let mut waits = false;
-    for touch in touches.iter().filter(|touch| touch.is_claim()) {
+    let looked = submit.if_busy == IfBusy::Nobody;
+    for touch in touches.iter().filter(|touch| touch.is_claim() && !looked) {
         let Some(line) = queue::line(tx, touch.kind, touch.id).await? else { continue };
         match submit.if_busy {
-            IfBusy::Refuse => return Err(busy(submit.vm_name)),
+            IfBusy::Refuse | IfBusy::Nobody => return Err(busy(submit.vm_name)),
             IfBusy::Queue { limit } if line.waiting >= limit => {
                 let message = format!("{} operations wait for \"{}\" already.", line.waiting, submit.vm_name);
                 return Err(Error::new(Code::QueueFull, message));

@@ -21,7 +21,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
 use crate::operations::Claimed;
-use crate::{Store, Tx, commit, fault};
+use crate::{Store, Tx, fault, pass_on};
 
 /// What a claim writes.
 struct Lease<'a> {
@@ -32,6 +32,9 @@ struct Lease<'a> {
 
 impl Store {
     /// Takes at most `limit` operations that are due and that nobody holds: the oldest, and every workspace's in turn.
+    ///
+    /// The leases become durable with whatever the caller writes next. A decision is written under its lease's token, so
+    /// one whose lease was lost with a commit that failed is not written.
     pub async fn operations_claim(
         &self,
         owner: &str,
@@ -49,7 +52,7 @@ impl Store {
             let left = limit - i64::try_from(claimed.len()).unwrap_or(limit);
             claimed.extend(oldest(&mut tx, &lease, left).await?);
         }
-        commit(tx).await?;
+        pass_on(tx).await?;
         Ok(claimed)
     }
 

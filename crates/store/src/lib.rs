@@ -41,6 +41,7 @@ pub mod preview;
 pub mod provisions;
 pub mod queue;
 pub mod quotas;
+mod reserved;
 pub mod retention;
 pub mod revisions;
 pub mod schedules;
@@ -151,6 +152,11 @@ impl Store {
         self.write.begin().await
     }
 
+    /// Commits of this process that were made durable; a commit is shared by transactions that queue for it.
+    pub fn commits(&self) -> u64 {
+        self.write.commits()
+    }
+
     /// Connections for queries that write nothing.
     pub(crate) fn read(&self) -> &SqlitePool {
         &self.read
@@ -177,6 +183,18 @@ pub fn commit(tx: Tx) -> impl Future<Output = Result<(), Error>> {
         let committed = writer::commit(tx).await;
         holdfast_failpoint::hit_by("commit.after", caller);
         committed
+    }
+}
+
+/// Ends a transaction whose caller begins another one at once, and only then relies on this one being durable.
+#[track_caller]
+pub(crate) fn pass_on(tx: Tx) -> impl Future<Output = Result<(), Error>> {
+    let caller = holdfast_failpoint::caller();
+    async move {
+        holdfast_failpoint::hit_by("commit.before", caller);
+        let passed = writer::pass_on(tx).await;
+        holdfast_failpoint::hit_by("commit.after", caller);
+        passed
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Node {
     pub cordoned: bool,
     pub last_seen_at: i64,
     pub created_at: i64,
-    // What VMs on it have reserved.
+    // What VMs on it have reserved; see `reserved.rs`.
     pub used_vcpu: i64,
     pub used_memory_mb: i64,
     pub used_disk_gb: i64,
@@ -62,22 +62,12 @@ impl Node {
     }
 }
 
-// A VM counts until nothing of it is left on the node, whatever its status says; during an update the larger size does.
-const NODES: &str =
-    "SELECT n.id, n.uuid, n.name, n.region, n.version, n.hypervisor, n.hypervisor_version, n.accelerator,
-        n.tee, n.vcpu, n.memory_mb, n.disk_gb, n.slots, n.disk_free_gb, n.publish_address, n.port_first, n.port_last,
-        n.images, n.ready, n.reason, n.cordoned, n.last_seen_at, n.created_at,
-        CAST(COALESCE(SUM(CASE WHEN v.held_vcpu > v.vcpu THEN v.held_vcpu ELSE v.vcpu END), 0)
-            AS BIGINT) AS used_vcpu,
-        CAST(COALESCE(SUM(CASE WHEN v.held_memory_mb > v.memory_mb THEN v.held_memory_mb ELSE v.memory_mb END), 0)
-            AS BIGINT) AS used_memory_mb,
-        CAST(COALESCE(SUM(CASE WHEN v.held_disk_gb > v.disk_gb THEN v.held_disk_gb ELSE v.disk_gb END), 0)
-            AS BIGINT) AS used_disk_gb,
-        COUNT(v.id) AS used_slots
-     FROM node n LEFT JOIN vm v ON v.node_id = n.id AND v.deleted_at IS NULL
-     GROUP BY n.id ORDER BY n.id";
+const NODES: &str = "SELECT id, uuid, name, region, version, hypervisor, hypervisor_version, accelerator, tee, vcpu,
+        memory_mb, disk_gb, slots, disk_free_gb, publish_address, port_first, port_last, images, ready, reason, cordoned,
+        last_seen_at, created_at, used_vcpu, used_memory_mb, used_disk_gb, used_slots
+     FROM node ORDER BY id";
 
-/// What each of these nodes offers to boot, without counting what runs on it.
+/// What each of these nodes offers to boot.
 pub(crate) async fn node_images(
     connection: &mut SqliteConnection,
     nodes: &[i64],

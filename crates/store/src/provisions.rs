@@ -17,16 +17,24 @@ pub struct Provision {
 }
 
 impl Store {
+    /// A prepared app that has not expired, and the bytes of its app-compose.json.
     pub async fn provision(
         &self,
         workspace: i64,
         app_id: &str,
         compose_hash: &str,
         now: Timestamp,
-    ) -> Result<Option<Provision>, Error> {
-        sqlx::query_as(
-            "SELECT app_id, nonce, compose_hash, request FROM provision
-             WHERE workspace_id = $1 AND app_id = $2 AND compose_hash = $3 AND expires_at > $4",
+    ) -> Result<Option<(Provision, String)>, Error> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            #[sqlx(flatten)]
+            provision: Provision,
+            content: String,
+        }
+        let row: Option<Row> = sqlx::query_as(
+            "SELECT p.app_id, p.nonce, p.compose_hash, p.request, c.content FROM provision p
+             JOIN app_compose c ON c.workspace_id = p.workspace_id AND c.compose_hash = p.compose_hash
+             WHERE p.workspace_id = $1 AND p.app_id = $2 AND p.compose_hash = $3 AND p.expires_at > $4",
         )
         .bind(workspace)
         .bind(app_id)
@@ -34,7 +42,8 @@ impl Store {
         .bind(now.micros())
         .fetch_optional(self.read())
         .await
-        .map_err(fault)
+        .map_err(fault)?;
+        Ok(row.map(|row| (row.provision, row.content)))
     }
 
     /// The bytes of app-compose.json with this hash.
@@ -123,7 +132,16 @@ pub async fn provision_insert(
     .map_err(fault)
 }
 
-/// The app with this id: (row, workspace). Made now if it is new. The caller checks the workspace.
+/// An app that was looked for or made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct Ensured {
+    pub id: i64,
+    pub workspace_id: i64,
+    /// There was none.
+    pub made: bool,
+}
+
+/// The app with this id. Made now if it is new. The caller checks the workspace.
 pub async fn app_ensure(
     tx: &mut Tx,
     workspace: i64,
@@ -131,10 +149,10 @@ pub async fn app_ensure(
     nonce: i64,
     name: &str,
     now: Timestamp,
-) -> Result<(i64, i64), Error> {
-    let made: Option<(i64, i64)> = sqlx::query_as(
+) -> Result<Ensured, Error> {
+    let made: Option<Ensured> = sqlx::query_as(
         "INSERT INTO app (uuid, workspace_id, app_id, nonce, name, created_at) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (app_id) DO NOTHING RETURNING id, workspace_id",
+         ON CONFLICT (app_id) DO NOTHING RETURNING id, workspace_id, TRUE AS made",
     )
     .bind(Uuid::new_v4().to_string())
     .bind(workspace)
@@ -148,7 +166,7 @@ pub async fn app_ensure(
     if let Some(made) = made {
         return Ok(made);
     }
-    sqlx::query_as("SELECT id, workspace_id FROM app WHERE app_id = $1")
+    sqlx::query_as("SELECT id, workspace_id, FALSE AS made FROM app WHERE app_id = $1")
         .bind(app_id)
         .fetch_one(&mut **tx)
         .await

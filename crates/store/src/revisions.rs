@@ -21,6 +21,7 @@ use holdfast_model::vm::{PortChoice, PortMapping};
 use sqlx::QueryBuilder;
 
 use crate::quotas::{Size, growth, quota_check};
+use crate::reserved::{reservation_off, reservation_on};
 use crate::vms::{Vm, name_take, names_drop, port_row};
 use crate::{Tx, fault, from_json, json};
 
@@ -199,6 +200,7 @@ pub async fn revision_insert(
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
+    reservation_off(tx, vm.id).await?;
     sqlx::query("UPDATE vm SET held_vcpu = $2, held_memory_mb = $3, held_disk_gb = $4 WHERE id = $1")
         .bind(vm.id)
         .bind(wanted.vcpu)
@@ -207,6 +209,7 @@ pub async fn revision_insert(
         .execute(&mut **tx)
         .await
         .map_err(fault)?;
+    reservation_on(tx, vm.id).await?;
     if new.port_choice != PortChoice::default() {
         sqlx::query("UPDATE vm_revision SET port_choice = $3 WHERE vm_id = $1 AND operation_id = $2")
             .bind(vm.id)
@@ -264,6 +267,7 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
         Direction::Forward => revision,
         Direction::Undo => from,
     };
+    reservation_off(tx, vm_id).await?;
     sqlx::query(
         "UPDATE vm SET revision = r.revision, name = r.name, instance_type = r.instance_type, vcpu = r.vcpu,
             memory_mb = r.memory_mb, disk_gb = r.disk_gb, image = r.image, os_image_hash = r.os_image_hash,
@@ -278,6 +282,7 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
     .execute(&mut **tx)
     .await
     .map_err(fault)?;
+    reservation_on(tx, vm_id).await?;
     let ports = revision_read(tx, vm_id, target).await?.ports;
     let mut query = QueryBuilder::new("UPDATE vm_port SET active = vm_port IN (-1");
     for port in &ports {
@@ -289,12 +294,14 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
 
 /// An update is over: what only the revision that is not in force took is given back.
 pub(crate) async fn revision_settle(tx: &mut Tx, vm_id: i64) -> Result<(), Error> {
+    reservation_off(tx, vm_id).await?;
     for given_back in [
         "UPDATE vm SET held_vcpu = 0, held_memory_mb = 0, held_disk_gb = 0 WHERE id = $1",
         "DELETE FROM vm_port WHERE vm_id = $1 AND NOT active",
     ] {
         sqlx::query(given_back).bind(vm_id).execute(&mut **tx).await.map_err(fault)?;
     }
+    reservation_on(tx, vm_id).await?;
     names_drop(tx, vm_id).await
 }
 

@@ -1,5 +1,6 @@
 //! CVMs as every surface reads them, and the rows a new one is made of.
 
+use holdfast_engine::Plan;
 use holdfast_engine::revision::{Shutdown, Visibility};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
@@ -7,9 +8,11 @@ use holdfast_model::image::ImageInfo;
 use holdfast_model::node::VmReport;
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
 use sqlx::{QueryBuilder, SqliteConnection};
+use uuid::Uuid;
 
 use crate::nodes::node_images;
 use crate::quotas::{Size, quota_check};
+use crate::reserved::{reservation_off, reservation_on};
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
 use crate::{Db, Store, Tx, fault, from_json, json, stored};
@@ -94,6 +97,19 @@ impl Vm {
     /// The node's last report.
     pub fn report(&self) -> Result<Option<VmReport>, Error> {
         self.report.as_deref().map(from_json).transpose()
+    }
+
+    /// It as the accept of an operation leaves it that nothing is before.
+    pub fn accepted(mut self, plan: &Plan, operation: Uuid, now: Timestamp) -> Result<Self, Error> {
+        self.operation_target = Some(plan.target_from(self.status()?).as_str().to_owned());
+        if self.status != plan.accepted.as_str() {
+            self.status = plan.accepted.as_str().to_owned();
+            self.updated_at = now.micros();
+        }
+        self.operation_uuid = Some(operation.to_string());
+        self.operation_type = Some(plan.name.to_owned());
+        self.operation_created_at = Some(now.micros());
+        Ok(self)
     }
 
     pub fn in_progress(&self) -> bool {
@@ -402,6 +418,7 @@ pub async fn vm_insert(
         .await
         .map_err(fault)?;
     }
+    reservation_on(tx, id).await?;
     Ok(id)
 }
 
@@ -432,13 +449,17 @@ pub fn name_taken(name: &str) -> Error {
     Error::new(Code::NameTaken, format!("A CVM named \"{name}\" exists already in this workspace."))
 }
 
-/// Host ports of a node that are taken.
-pub async fn ports_taken(tx: &mut Tx, node_id: i64) -> Result<Vec<i64>, Error> {
-    sqlx::query_scalar("SELECT host_port FROM vm_port WHERE node_id = $1 ORDER BY host_port")
-        .bind(node_id)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(fault)
+/// Host ports of a node that are taken, of those between two; in order.
+pub async fn ports_taken(tx: &mut Tx, node_id: i64, (first, last): (i64, i64)) -> Result<Vec<i64>, Error> {
+    sqlx::query_scalar(
+        "SELECT host_port FROM vm_port WHERE node_id = $1 AND host_port BETWEEN $2 AND $3 ORDER BY host_port",
+    )
+    .bind(node_id)
+    .bind(first)
+    .bind(last)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(fault)
 }
 
 /// The living CVM of an app, inside a transaction: (row, compose hash).
@@ -473,6 +494,7 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
     ] {
         sqlx::query(held).bind(id).execute(&mut **tx).await.map_err(fault)?;
     }
+    reservation_off(tx, id).await?;
     sqlx::query(
         "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL, scheduled_delete_at = NULL,
             scheduled_delete_by = NULL WHERE id = $1 AND deleted_at IS NULL",

@@ -17,11 +17,14 @@
 //!              +-- somebody waits: hand over --+  and wait for what the last one says
 //!              +-- nobody waits: COMMIT, tell every member
 //! ```
+//! [`pass_on`] ends a member without waiting for that: its caller begins another one at once and relies on nothing else. When
+//! the caller does not come, the group is committed after [`LONGEST_GROUP`].
+//!
 //! Members see each other's writes in the order in which they run, as if each had committed before the next began. When
 //! the COMMIT fails, all of them fail and none of them happened; no member has answered its caller yet.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -46,6 +49,7 @@ pub(crate) struct Writer {
     /// `None` once it is closed.
     line: Arc<Line<Option<SqliteConnection>>>,
     waiting: Arc<AtomicUsize>,
+    commits: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
 }
 
@@ -106,7 +110,17 @@ impl DerefMut for Tx {
 
 impl Writer {
     pub fn new(connection: SqliteConnection) -> Self {
-        Self { line: Arc::new(Line::new(Some(connection))), waiting: Arc::default(), state: Arc::default() }
+        Self {
+            line: Arc::new(Line::new(Some(connection))),
+            waiting: Arc::default(),
+            commits: Arc::default(),
+            state: Arc::default(),
+        }
+    }
+
+    /// How often the disk was asked to keep something.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     /// Waits for its turn and begins.
@@ -191,6 +205,7 @@ impl Writer {
         let began = Instant::now();
         match run(connection, "COMMIT").await {
             Ok(()) => {
+                self.commits.fetch_add(1, Ordering::Relaxed);
                 let mut state = self.state();
                 state.commit = (state.commit * 7 + began.elapsed()) / 8;
                 drop(state);
@@ -239,6 +254,24 @@ async fn end(mut tx: Tx) -> Result<(), Error> {
     drop(tx);
     let told = outcome.wait_for(Option::is_some).await.map_err(Error::internal)?;
     told.clone().unwrap_or(Ok(()))
+}
+
+/// Ends a transaction without waiting until it is on the disk. It will be when anything is that begins after this returned.
+pub(crate) async fn pass_on(mut tx: Tx) -> Result<(), Error> {
+    if tx.joined {
+        run(&mut tx, "RELEASE member").await.map_err(fault)?;
+    }
+    tx.ended = true;
+    let writer = tx.writer.clone();
+    if let Some(group) = writer.state().group.as_mut() {
+        group.ended += 1;
+    }
+    drop(tx);
+    tokio::spawn(async move {
+        tokio::time::sleep(LONGEST_GROUP).await;
+        writer.flush().await;
+    });
+    Ok(())
 }
 
 async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {

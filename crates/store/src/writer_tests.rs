@@ -176,3 +176,38 @@ async fn a_closed_writer_refuses_and_keeps_what_was_committed() {
     assert_eq!(bench.writer.begin().await.map(drop).map_err(|e| e.code), Err(Code::Unavailable));
     assert_eq!(rows(&mut bench.reader).await, [1]);
 }
+
+#[tokio::test]
+async fn what_was_passed_on_is_durable_with_the_next_one() {
+    let mut bench = bench().await;
+    let mut first = bench.writer.begin().await.expect("a turn");
+    put(&mut first, 1).await;
+    pass_on(first).await.expect("it ended");
+    let mut second = bench.writer.begin().await.expect("a turn");
+    assert!(second.joined, "it is the same commit");
+    put(&mut second, 2).await;
+    commit(second).await.expect("a commit");
+    assert_eq!(rows(&mut bench.reader).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn what_was_passed_on_to_nobody_is_durable_soon() {
+    let mut bench = bench().await;
+    let mut first = bench.writer.begin().await.expect("a turn");
+    put(&mut first, 1).await;
+    pass_on(first).await.expect("it ended");
+    while rows(&mut bench.reader).await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // Whoever joined and was dropped takes nothing of it along.
+    let mut second = bench.writer.begin().await.expect("a turn");
+    put(&mut second, 2).await;
+    pass_on(second).await.expect("it ended");
+    let mut third = bench.writer.begin().await.expect("a turn");
+    put(&mut third, 3).await;
+    drop(third);
+    let mut fourth = bench.writer.begin().await.expect("a turn");
+    put(&mut fourth, 4).await;
+    commit(fourth).await.expect("a commit");
+    assert_eq!(rows(&mut bench.reader).await, [1, 2, 4]);
+}

@@ -48,7 +48,7 @@ impl World {
         let app_id = format!("{:040x}", Uuid::new_v4().as_u128());
         let workspace = self.who.workspace_id;
         provisions::app_compose_insert(tx, workspace, "c0ffee", "{}", NOW).await?;
-        let (app_row, _) = provisions::app_ensure(tx, workspace, &app_id, 1, name, NOW).await?;
+        let app_row = provisions::app_ensure(tx, workspace, &app_id, 1, name, NOW).await?.id;
         let new = NewVm {
             uuid: Uuid::new_v4().to_string(),
             app_row,

@@ -70,6 +70,14 @@ impl Cloud {
         Ok(ticks / 100.0)
     }
 
+    /// Commits that the server's database has made.
+    pub async fn commits(&self) -> Result<f64> {
+        let metrics = Connection::open(&self.target).await?.get("/metrics").await?;
+        let metrics = String::from_utf8_lossy(&metrics).into_owned();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("holdfast_database_commits_total "));
+        line.context("the metrics have no commits")?.trim().parse().context("a count of commits")
+    }
+
     /// Resident memory of the server in bytes.
     pub fn resident(&self) -> Result<u64> {
         let id = self.server.id().context("the server runs")?;

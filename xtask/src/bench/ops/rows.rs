@@ -89,6 +89,11 @@ impl Replay {
         self.mean(|o| o.moments.len() - 1)
     }
 
+    /// Moments of an operation at which somebody learns of it: its acceptance, its decisions, and a report between each two.
+    pub fn barriers(&self) -> f64 {
+        (2.0 * self.decisions()).max(1.0)
+    }
+
     /// Events per operation, on average.
     pub fn events(&self) -> f64 {
         self.mean(|o| o.moments.iter().map(Vec::len).sum())
