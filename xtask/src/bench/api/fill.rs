@@ -203,6 +203,12 @@ impl<'a> Filler<'a> {
         for number in 0..self.many.count() {
             self.vm(number)?;
         }
+        // Every VM is as large as the first one, for which the first node's row was written.
+        let many = "used_slots = used_slots * n, used_vcpu = used_vcpu * n, used_memory_mb = used_memory_mb * n,
+            used_disk_gb = used_disk_gb * n";
+        let of_each = "(SELECT node_id, COUNT(*) AS n FROM vm GROUP BY node_id) AS counted";
+        let sql = format!("UPDATE node SET {many} FROM {of_each} WHERE id = node_id");
+        self.db.execute(&sql, []).map(drop)?;
         Ok(())
     }
 
