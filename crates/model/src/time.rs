@@ -40,10 +40,50 @@ impl Timestamp {
     }
 }
 
+/// `2026-01-31T12:00:00.000000Z`.
+const LENGTH: usize = 27;
+const MICROS_OF_DAY: i64 = 86_400_000_000;
+/// Microseconds of the year 10000, from which on a year has more digits.
+const TOO_LATE: i64 = 253_402_300_800_000_000;
+
+impl Timestamp {
+    /// RFC 3339. Always six digits: text order is time order, and SDKs in Python parse no other length. By hand, because
+    /// a page of operations has a thousand of them. `None` for years without four digits, and before 1970.
+    fn text(self) -> Option<[u8; LENGTH]> {
+        if !(0..TOO_LATE).contains(&self.0) {
+            return None;
+        }
+        // Eras of 400 years that begin in March, so that a leap day is the last of its year.
+        let day = self.0 / MICROS_OF_DAY + 719_468;
+        let (era, day) = (day / 146_097, day % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let month = if month < 10 { month + 3 } else { month - 9 };
+        let year = era * 400 + year + i64::from(month <= 2);
+        let micros = self.0 % MICROS_OF_DAY;
+        let second = micros / 1_000_000;
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let parts = [(year, 3), (month, 6), (day, 9), (second / 3600, 12), (second / 60 % 60, 15), (second % 60, 18)];
+        for (mut number, mut at) in parts.into_iter().chain([(micros % 1_000_000, 25)]) {
+            // From its last digit backwards.
+            while number > 0 {
+                text[at] = b'0' + (number % 10) as u8;
+                number /= 10;
+                at = at.wrapping_sub(1);
+            }
+        }
+        Some(text)
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(text) = self.text() {
+            return f.write_str(str::from_utf8(&text).unwrap_or_default());
+        }
         match jiff::Timestamp::from_microsecond(self.0) {
-            // Always six digits: text order is time order, and SDKs in Python parse no other length.
             Ok(t) => write!(f, "{t:.6}"),
             Err(_) => write!(f, "1970-01-01T00:00:00.000000Z"),
         }
@@ -58,7 +98,10 @@ impl fmt::Debug for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        match self.text() {
+            Some(text) => s.serialize_str(str::from_utf8(&text).unwrap_or_default()),
+            None => s.collect_str(self),
+        }
     }
 }
 
@@ -124,6 +167,27 @@ fn parse_duration(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_moment_is_written_as_the_calendar_has_it() {
+        let calendar = |micros| format!("{:.6}", jiff::Timestamp::from_microsecond(micros).expect("a moment"));
+        let (mut micros, mut step) = (0, 0);
+        // The calendar of the library ends a day before the year does.
+        while micros < TOO_LATE - 2 * MICROS_OF_DAY {
+            for moment in [micros, micros - 1, micros + step] {
+                assert_eq!(Timestamp(moment).to_string(), calendar(moment));
+            }
+            // Whole days and odd ones, to the end of the year 9999 and around leap days.
+            micros += MICROS_OF_DAY * (step % 290) + step % 7;
+            step += 1;
+        }
+        for text in ["2000-02-29T23:59:59.999999Z", "2100-03-01T00:00:00.000000Z", "9999-12-30T21:59:59.999999Z"] {
+            assert_eq!(Timestamp::parse(text).expect(text).to_string(), text);
+            assert_eq!(serde_json::to_string(&Timestamp::parse(text)).expect("JSON"), format!("\"{text}\""));
+        }
+        assert_eq!(Timestamp(-1).to_string(), "1969-12-31T23:59:59.999999Z");
+        assert_eq!(Timestamp(i64::MAX).to_string(), "1970-01-01T00:00:00.000000Z");
+    }
 
     #[test]
     fn nanoseconds_as_docker_writes_them() {

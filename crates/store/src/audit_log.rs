@@ -5,13 +5,13 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
-use sqlx::QueryBuilder;
 
+use crate::Store;
 use crate::page::{COUNTED, From, Page, Place, Sort, Spelling, Total, number, text};
-use crate::{Db, Store, fault};
+use crate::reader::{Query, Snapshot, record};
 
 /// One request that changed something, or was refused.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub id: i64,
     pub uuid: String,
@@ -32,6 +32,26 @@ pub struct Entry {
     pub user_agent: String,
     pub at: i64,
 }
+
+record!(Entry {
+    id,
+    uuid,
+    actor_type,
+    actor_id,
+    actor_name,
+    api_key_uuid,
+    client_address,
+    request_id,
+    method,
+    path,
+    status_code,
+    action,
+    target_type,
+    target_id,
+    operation_uuid,
+    user_agent,
+    at,
+});
 
 impl Entry {
     /// What it was about, as (type, public id), when that is known.
@@ -104,7 +124,7 @@ impl Filter {
     }
 
     /// The conditions of one range; `code` is its status code. With `bare` only those that the index itself answers.
-    fn push(&self, query: &mut QueryBuilder<Db>, lead: Lead, code: i64, bare: bool) {
+    fn push(&self, query: &mut Query, lead: Lead, code: i64, bare: bool) {
         let of_workspace = !matches!(lead, Lead::Operation | Lead::Request);
         query.push(" WHERE TRUE").push(number("a.workspace_id", of_workspace));
         query.push(" = ").push_bind(self.workspace);
@@ -156,7 +176,7 @@ impl Filter {
         (order, place): (&Sort, Option<&Place>),
         (limit, few): (i64, bool),
         codes: &[i64],
-    ) -> QueryBuilder<Db> {
+    ) -> Query {
         let by_status = order.leads_with("status_code");
         let bounded = few || matches!(self.lead(), Lead::Operation | Lead::Request);
         let walk = by_status && (matches!(self.lead(), Lead::Created | Lead::Status) || !bounded);
@@ -165,7 +185,7 @@ impl Filter {
         let sorted = by_status && !walk;
         let spell: Spelling =
             if sorted { |column| format!("(a.{column} + 0)") } else { |column| format!("a.{column}") };
-        let mut query = QueryBuilder::new(before);
+        let mut query = Query::new(before);
         for (i, code) in codes.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " }).push(COLUMNS);
             self.push(&mut query, lead, *code, false);
@@ -179,8 +199,8 @@ impl Filter {
     }
 
     /// The query that counts the newest that match, up to one more than [`COUNTED`]: (count, lowest key).
-    fn count(&self, before: &str, codes: &[i64]) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new(before);
+    fn count(&self, before: &str, codes: &[i64]) -> Query {
+        let mut query = Query::new(before);
         query.push("SELECT COUNT(*), COALESCE(MIN(id), 0) FROM (");
         for (i, code) in codes.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " });
@@ -192,16 +212,16 @@ impl Filter {
     }
 
     /// The query of the key at one end of a range.
-    fn end(&self, code: i64, newest: bool) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new("SELECT a.id FROM audit_log a");
+    fn end(&self, code: i64, newest: bool) -> Query {
+        let mut query = Query::new("SELECT a.id FROM audit_log a");
         self.push(&mut query, self.lead(), code, true);
         query.push(if newest { " ORDER BY a.at DESC, a.id DESC" } else { " ORDER BY a.at, a.id" }).push(" LIMIT 1");
         query
     }
 
     /// The query of the status codes that the workspace has within the bounds, each found by one step in the index.
-    fn codes(&self) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new("WITH RECURSIVE code(value) AS (SELECT MIN(status_code) FROM audit_log");
+    fn codes(&self) -> Query {
+        let mut query = Query::new("WITH RECURSIVE code(value) AS (SELECT MIN(status_code) FROM audit_log");
         query.push(" WHERE workspace_id = ").push_bind(self.workspace);
         query.push(" AND status_code >= ").push_bind(self.status_min.unwrap_or(0));
         query.push(" UNION ALL SELECT (SELECT MIN(status_code) FROM audit_log WHERE workspace_id = ");
@@ -215,53 +235,53 @@ impl Filter {
 impl Store {
     /// A page of at most `limit` entries. An order by status code needs `at` as its second term: the index has it so.
     pub async fn audit_log(&self, filter: &Filter, sort: &Sort, from: &From, limit: i64) -> Result<Page<Entry>, Error> {
-        let codes: Vec<i64> = match filter.lead() {
-            Lead::Status => filter.codes().build_query_scalar().fetch_all(self.read()).await.map_err(fault)?,
-            _ => vec![0],
-        };
-        if codes.is_empty() {
-            return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
-        }
-        let total = self.audit_count(filter, &codes).await?;
-        let (order, place) = from.read(sort);
-        let mut query = filter.page("", (&order, place), (limit + 1, !total.is_estimate), &codes);
-        let rows = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        Ok(Page::of(rows, from, limit, total))
-    }
-
-    async fn audit_count(&self, filter: &Filter, codes: &[i64]) -> Result<Total, Error> {
-        let mut query = filter.count("", codes);
-        let (count, lowest): (i64, i64) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
-        if count <= COUNTED {
-            return Ok(Total::exact(count));
-        }
-        let (mut newest, mut oldest) = (lowest, lowest);
-        for code in codes {
-            for is_newest in [true, false] {
-                let mut query = filter.end(*code, is_newest);
-                let id: Option<i64> = query.build_query_scalar().fetch_optional(self.read()).await.map_err(fault)?;
-                let id = id.unwrap_or(lowest);
-                newest = newest.max(id);
-                oldest = oldest.min(id);
+        let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
+        let reading = self.readers().aside(move |db| {
+            let codes: Vec<i64> = match filter.lead() {
+                Lead::Status => db.all(&filter.codes())?.into_iter().map(|(code,)| code).collect(),
+                _ => vec![0],
+            };
+            if codes.is_empty() {
+                return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
             }
-        }
-        Ok(Total::estimate(count, newest - lowest + 1, newest - oldest + 1))
+            let total = count(db, &filter, &codes)?;
+            let (order, place) = from.read(&sort);
+            let rows = db.all(&filter.page("", (&order, place), (limit + 1, !total.is_estimate), &codes))?;
+            Ok(Page::of(rows, &from, limit, total))
+        });
+        reading.await
     }
 
     /// One entry of a workspace.
     pub async fn audit_entry(&self, workspace: i64, uuid: &str) -> Result<Option<Entry>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE a.uuid = ").push_bind(uuid.to_owned());
         query.push(" AND a.workspace_id = ").push_bind(workspace);
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
     /// Every request that made or changed an operation, oldest first.
     pub async fn operation_requests(&self, operation_uuid: &str) -> Result<Vec<Entry>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE a.operation_uuid = ").push_bind(operation_uuid.to_owned()).push(" ORDER BY a.at, a.id");
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.all(&query))
     }
+}
+
+fn count(db: &Snapshot<'_>, filter: &Filter, codes: &[i64]) -> Result<Total, Error> {
+    let (count, lowest): (i64, i64) = db.one(&filter.count("", codes))?;
+    if count <= COUNTED {
+        return Ok(Total::exact(count));
+    }
+    let (mut newest, mut oldest) = (lowest, lowest);
+    for code in codes {
+        for is_newest in [true, false] {
+            let id = db.first(&filter.end(*code, is_newest))?.map_or(lowest, |(id,)| id);
+            newest = newest.max(id);
+            oldest = oldest.min(id);
+        }
+    }
+    Ok(Total::estimate(count, newest - lowest + 1, newest - oldest + 1))
 }
 
 #[cfg(test)]
@@ -271,8 +291,8 @@ mod tests {
 
     const EXPLAIN: &str = "EXPLAIN QUERY PLAN ";
 
-    async fn plan(store: &Store, mut query: QueryBuilder<Db>) -> Vec<String> {
-        let rows: Vec<(i64, i64, i64, String)> = query.build_query_as().fetch_all(store.read()).await.expect("a plan");
+    fn plan(store: &Store, query: Query) -> Vec<String> {
+        let rows: Vec<(i64, i64, i64, String)> = store.readers().here(|db| db.all(&query)).expect("a plan");
         rows.into_iter().map(|(.., step)| step).collect()
     }
 
@@ -301,7 +321,7 @@ mod tests {
                     let sort = Sort::new(vec![Term { column, descending }]).expect("an order").then("at");
                     let place = Place { values: vec![5; sort.terms().len()], id: 5 };
                     let query = filter.page(EXPLAIN, (&sort, Some(&place)), (51, few), &[403, 404]);
-                    let steps = plan(&store, query).await;
+                    let steps = plan(&store, query);
                     let bounded = matches!(filter.lead(), Lead::Operation | Lead::Request);
                     let led = column == "at" || bounded || (few && filter.lead() != Lead::Created);
                     let index = if led { index } else { "audit_log_by_status" };
@@ -314,7 +334,7 @@ mod tests {
                     assert!(!sorts || (column == "status_code" && (few || bounded)), "{filter:?}: {steps:?}");
                 }
             }
-            let steps = plan(&store, filter.count(EXPLAIN, &[403])).await;
+            let steps = plan(&store, filter.count(EXPLAIN, &[403]));
             assert!(steps.iter().any(|s| s.contains(&format!("INDEX {index} "))), "{steps:?}");
             assert!(!steps.iter().any(|s| s.contains("TEMP B-TREE")), "{steps:?}");
         }

@@ -9,13 +9,11 @@
 //! and sorts those: it costs what there are names, not what there are operations. A list by `updated_at` is walked in
 //! that order when many match, and sorted when few ([`crate::page::COUNTED`]) do.
 
+use crate::page::{COUNTED, Place, Sort, Spelling, number, push_any, text};
+use crate::reader::Query;
 use holdfast_engine::ops;
 use holdfast_model::Timestamp;
 use holdfast_model::operation::{Kind, Status, Verb};
-use sqlx::QueryBuilder;
-
-use crate::Db;
-use crate::page::{COUNTED, Place, Sort, Spelling, number, push_any, text};
 
 /// Which operations of a workspace a list shows. Everything set must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,8 +77,8 @@ const LIST: &str = "SELECT o.id AS id, o.uuid, w.uuid AS workspace_uuid, p.uuid 
 const IDS: &str = "SELECT o.id AS id, o.created_at AS created_at FROM operation o";
 
 /// Begins a query of whole operations.
-pub(crate) fn select_operations() -> QueryBuilder<Db> {
-    QueryBuilder::new(LIST)
+pub(crate) fn select_operations() -> Query {
+    Query::new(LIST)
 }
 
 /// No name that begins with the prefix comes after this.
@@ -154,7 +152,7 @@ impl Filter {
     }
 
     /// The conditions of some words of the leading column. With `bare` only those that the index itself answers.
-    fn push(&self, query: &mut QueryBuilder<Db>, lead: Lead, words: &[&str], bare: bool) {
+    fn push(&self, query: &mut Query, lead: Lead, words: &[&str], bare: bool) {
         let of_workspace = !matches!(lead, Lead::Uuid | Lead::Resource | Lead::Project);
         query.push(" WHERE TRUE").push(number("o.workspace_id", of_workspace));
         query.push(" = ").push_bind(self.workspace);
@@ -210,7 +208,7 @@ impl Filter {
         }
     }
 
-    fn push_resource(&self, query: &mut QueryBuilder<Db>, lead: Lead, keep: bool) {
+    fn push_resource(&self, query: &mut Query, lead: Lead, keep: bool) {
         if !keep {
             return;
         }
@@ -218,7 +216,7 @@ impl Filter {
         if let Some(resource) = self.resource_id {
             query.push(number("o.resource_id", leads)).push(" = ").push_bind(resource);
             if let Some(kind) = self.kind {
-                query.push(text("o.kind", leads)).push(" = ").push_bind(kind.as_str());
+                query.push(text("o.kind", leads)).push(" = ").push_bind(kind.as_str().to_owned());
             }
         }
         if let Some(uuid) = &self.resource_uuid {
@@ -229,7 +227,7 @@ impl Filter {
     }
 
     /// The names in the workspace that begin with the prefix, each found by one step in the index.
-    fn push_names(&self, query: &mut QueryBuilder<Db>, most: Option<i64>) {
+    fn push_names(&self, query: &mut Query, most: Option<i64>) {
         let prefix = self.name_prefix.clone().unwrap_or_default();
         let end = end_of(&prefix);
         query.push("WITH RECURSIVE name(number, value) AS (SELECT 1, MIN(resource_name) FROM operation");
@@ -246,20 +244,14 @@ impl Filter {
     }
 
     /// The query of a page of at most `limit` rows, read in `order` after `place`. `before` is put in front of it.
-    pub(crate) fn page(
-        &self,
-        before: &str,
-        (order, place): (&Sort, Option<&Place>),
-        limit: i64,
-        few: bool,
-    ) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new(before);
+    pub(crate) fn page(&self, before: &str, (order, place): (&Sort, Option<&Place>), limit: i64, few: bool) -> Query {
+        let mut query = Query::new(before);
         let lead = self.lead_by(order, few);
         // An order that the leading index does not have must not tempt the database to another index.
         let sorted = lead != Lead::Updated && order.leads_with("updated_at");
         let spell: Spelling =
             if sorted { |column| format!("(o.{column} + 0)") } else { |column| format!("o.{column}") };
-        let after = |query: &mut QueryBuilder<Db>| {
+        let after = |query: &mut Query| {
             if let Some(place) = place {
                 order.push_after(query, spell, place);
             }
@@ -289,22 +281,34 @@ impl Filter {
         query
     }
 
-    /// The query that counts the newest that match, up to one more than [`COUNTED`], and says how far down they reach:
-    /// (count, lowest key).
-    pub(crate) fn count(&self, before: &str) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new(before);
-        query.push("SELECT COUNT(*), COALESCE(MIN(id), 0) FROM (");
-        for (i, range) in self.words(self.lead()).chunks(1).enumerate() {
-            query.push(if i == 0 { "" } else { " UNION ALL " }).push(IDS);
-            self.push(&mut query, self.lead(), range, false);
-        }
-        query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(COUNTED + 1).push(") AS newest");
+    /// The query that counts what matches, when it is known to be no more than [`COUNTED`].
+    pub(crate) fn count(&self, before: &str) -> Query {
+        let mut query = Query::new(before);
+        query.push("SELECT COUNT(*) FROM (");
+        self.push_ids(&mut query);
+        // The order says which index, as it does for the page.
+        query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(COUNTED).push(") AS matching");
         query
     }
 
+    /// The query of the one that is too many to be counted, newest first: (key, time), or nothing when there is none.
+    pub(crate) fn uncounted(&self, before: &str) -> Query {
+        let mut query = Query::new(before);
+        self.push_ids(&mut query);
+        query.push(" ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET ").push_bind(COUNTED);
+        query
+    }
+
+    fn push_ids(&self, query: &mut Query) {
+        for (i, range) in self.words(self.lead()).chunks(1).enumerate() {
+            query.push(if i == 0 { "" } else { " UNION ALL " }).push(IDS);
+            self.push(query, self.lead(), range, false);
+        }
+    }
+
     /// The query of the key at one end of a word's range, as the index itself has it.
-    pub(crate) fn end(&self, before: &str, word: &str, newest: bool) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new(before);
+    pub(crate) fn end(&self, before: &str, word: &str, newest: bool) -> Query {
+        let mut query = Query::new(before);
         query.push(IDS);
         self.push(&mut query, self.lead(), &[word], true);
         let order = if newest { "created_at DESC, id DESC" } else { "created_at ASC, id ASC" };
@@ -319,9 +323,9 @@ impl Filter {
 
     /// For a name prefix, which has no order of acceptance: the first that match in the order of names, up to one more
     /// than [`COUNTED`], and the last name among them.
-    pub(crate) fn count_by_name(&self, before: &str) -> QueryBuilder<Db> {
+    pub(crate) fn count_by_name(&self, before: &str) -> Query {
         let prefix = self.name_prefix.clone().unwrap_or_default();
-        let mut query = QueryBuilder::new(before);
+        let mut query = Query::new(before);
         query.push("SELECT COUNT(*), COALESCE(MAX(value), '') FROM (SELECT o.resource_name AS value FROM operation o");
         self.push(&mut query, Lead::Name, &[], false);
         query.push(" AND o.resource_name < ").push_bind(end_of(&prefix));
@@ -331,8 +335,8 @@ impl Filter {
     }
 
     /// How many names there are, and how many of them up to `last`: (whole, covered). Counting ends at [`COUNTED`].
-    pub(crate) fn names(&self, last: &str) -> QueryBuilder<Db> {
-        let mut query = QueryBuilder::new("");
+    pub(crate) fn names(&self, last: &str) -> Query {
+        let mut query = Query::new("");
         self.push_names(&mut query, Some(COUNTED));
         query.push("SELECT COUNT(value), COALESCE(SUM(CASE WHEN value <= ").push_bind(last.to_owned());
         query.push(" THEN 1 ELSE 0 END), 0) FROM name");

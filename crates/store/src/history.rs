@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use holdfast_model::error::Error;
 use holdfast_model::operation::{Diff, Kind, Status, Verb};
-use sqlx::QueryBuilder;
 
 pub use crate::filter::{Actor, Filter};
 use crate::filter::{Lead, select_operations};
 use crate::page::{COUNTED, From, Page, Place, Sort, Total};
-use crate::{Store, fault, from_json, stored};
+use crate::reader::{Query, Snapshot, record};
+use crate::{Store, from_json, stored};
 
 /// An operation as the surfaces show it.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Operation {
     pub id: i64,
     pub uuid: String,
@@ -53,6 +53,45 @@ pub struct Operation {
     pub updated_at: i64,
 }
 
+record!(Operation {
+    id,
+    uuid,
+    workspace_uuid,
+    project_uuid,
+    kind,
+    verb,
+    operation_type,
+    plan_version,
+    target_state,
+    resource_id,
+    resource_uuid,
+    resource_name,
+    resource_status,
+    compose_hash,
+    user_id,
+    username,
+    email,
+    api_key_id,
+    client_address,
+    request_id,
+    trace_id,
+    diff,
+    status,
+    direction,
+    step,
+    sub_operations,
+    deadline_at,
+    error_code,
+    error_message,
+    error_internal,
+    retry_of,
+    cancelled_by,
+    created_at,
+    started_at,
+    completed_at,
+    updated_at,
+});
+
 impl Operation {
     pub fn kind(&self) -> Result<Kind, Error> {
         stored(Kind::parse(&self.kind), "kind", &self.kind)
@@ -92,22 +131,6 @@ pub struct Event {
     pub at: i64,
 }
 
-impl Event {
-    /// From the words of [`Store::events`]; types, steps and states are words without spaces and commas.
-    fn read(words: &str) -> Result<Self, Error> {
-        let mut words = words.split(' ');
-        let mut next = || words.next().ok_or_else(|| Error::internal("an event lacks a word"));
-        let (seq, event_type, step, state, at) = (next()?, next()?, next()?, next()?, next()?);
-        Ok(Self {
-            seq: seq.parse().map_err(Error::internal)?,
-            event_type: event_type.to_owned(),
-            step: (!step.is_empty()).then(|| step.to_owned()),
-            state: state.to_owned(),
-            at: at.parse().map_err(Error::internal)?,
-        })
-    }
-}
-
 impl Store {
     /// A page of at most `limit` operations.
     pub async fn operations(
@@ -120,48 +143,14 @@ impl Store {
         if filter.is_empty() {
             return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
         }
-        let total = self.operations_count(filter).await?;
-        let (order, place) = from.read(sort);
-        let mut query = filter.page("", (&order, place), limit + 1, !total.is_estimate);
-        let rows = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        Ok(Page::of(rows, from, limit, total))
-    }
-
-    /// How many operations a filter matches. An estimate follows the keys: the rows that were counted reach from the
-    /// newest of the filter's index range down to some key, and the range goes on to its oldest.
-    async fn operations_count(&self, filter: &Filter) -> Result<Total, Error> {
-        if filter.lead() == Lead::Name {
-            return self.operations_count_by_name(filter).await;
-        }
-        let mut query = filter.count("");
-        let (count, lowest): (i64, i64) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
-        if count <= COUNTED {
-            return Ok(Total::exact(count));
-        }
-        let (mut newest, mut oldest) = (lowest, lowest);
-        for word in filter.counted_words() {
-            for is_newest in [true, false] {
-                let mut query = filter.end("", word, is_newest);
-                let end: Option<(i64, i64)> =
-                    query.build_query_as().fetch_optional(self.read()).await.map_err(fault)?;
-                let Some((id, _)) = end else { continue };
-                newest = newest.max(id);
-                oldest = oldest.min(id);
-            }
-        }
-        Ok(Total::estimate(count, newest - lowest + 1, newest - oldest + 1))
-    }
-
-    /// The same for a name prefix, whose ruler is the names: of the last one that was reached, half.
-    async fn operations_count_by_name(&self, filter: &Filter) -> Result<Total, Error> {
-        let mut query = filter.count_by_name("");
-        let (count, last): (i64, String) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
-        if count <= COUNTED {
-            return Ok(Total::exact(count));
-        }
-        let mut query = filter.names(&last);
-        let (whole, covered): (i64, i64) = query.build_query_as().fetch_one(self.read()).await.map_err(fault)?;
-        Ok(Total::estimate(count, 2 * covered - 1, 2 * whole))
+        let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
+        let reading = self.readers().aside(move |db| {
+            let total = count(db, &filter)?;
+            let (order, place) = from.read(&sort);
+            let rows = db.all(&filter.page("", (&order, place), limit + 1, !total.is_estimate))?;
+            Ok(Page::of(rows, &from, limit, total))
+        });
+        reading.await
     }
 
     pub async fn operation(&self, workspace: Option<i64>, uuid: &str) -> Result<Option<Operation>, Error> {
@@ -170,28 +159,58 @@ impl Store {
         if let Some(workspace) = workspace {
             query.push(" AND o.workspace_id = ").push_bind(workspace);
         }
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
-    /// The events of these operations, in order, by operation. A row per operation: handing rows over costs more than
-    /// reading them.
+    /// The events of these operations, in order, by operation.
     pub async fn events(&self, operations: &[i64]) -> Result<HashMap<i64, Vec<Event>>, Error> {
-        let mut events = HashMap::new();
-        for chunk in operations.chunks(500) {
-            let mut query = QueryBuilder::new(
-                "SELECT operation_id, string_agg(seq || ' ' || event_type || ' ' || COALESCE(step, '') || ' ' || state
-                    || ' ' || at, ',' ORDER BY seq) FROM operation_event WHERE operation_id IN (",
-            );
-            let mut list = query.separated(", ");
-            for id in chunk {
-                list.push_bind(*id);
+        let operations = operations.to_vec();
+        // Each has about as many as a CVM on a page has columns.
+        let reading = self.readers().by_keys(operations.len(), move |db| {
+            let mut events: HashMap<i64, Vec<Event>> = HashMap::with_capacity(operations.len());
+            for chunk in operations.chunks(500) {
+                let mut query = Query::new(
+                    "SELECT operation_id, seq, event_type, step, state, at FROM operation_event WHERE operation_id IN (",
+                );
+                query.push_list(chunk.iter().copied()).push(") ORDER BY operation_id, seq");
+                for (operation, seq, event_type, step, state, at) in db.all(&query)? {
+                    events.entry(operation).or_default().push(Event { seq, event_type, step, state, at });
+                }
             }
-            list.push_unseparated(") GROUP BY operation_id");
-            let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-            for (id, line) in rows {
-                events.insert(id, line.split(',').map(Event::read).collect::<Result<_, _>>()?);
-            }
-        }
-        Ok(events)
+            Ok(events)
+        });
+        reading.await
     }
+}
+
+/// How many operations a filter matches. An estimate follows the keys: those that would be counted reach from the newest
+/// of the filter's index range down to some key, and the range goes on to its oldest.
+fn count(db: &Snapshot<'_>, filter: &Filter) -> Result<Total, Error> {
+    if filter.lead() == Lead::Name {
+        return count_by_name(db, filter);
+    }
+    // Going past them is far cheaper than counting them, and most lists are long.
+    let Some((lowest, _)) = db.first::<(i64, i64)>(&filter.uncounted(""))? else {
+        let (count,) = db.one(&filter.count(""))?;
+        return Ok(Total::exact(count));
+    };
+    let (mut newest, mut oldest) = (lowest, lowest);
+    for word in filter.counted_words() {
+        for is_newest in [true, false] {
+            let Some((id, _)) = db.first::<(i64, i64)>(&filter.end("", word, is_newest))? else { continue };
+            newest = newest.max(id);
+            oldest = oldest.min(id);
+        }
+    }
+    Ok(Total::estimate(COUNTED + 1, newest - lowest + 1, newest - oldest + 1))
+}
+
+/// The same for a name prefix, whose ruler is the names: of the last one that was reached, half.
+fn count_by_name(db: &Snapshot<'_>, filter: &Filter) -> Result<Total, Error> {
+    let (count, last): (i64, String) = db.one(&filter.count_by_name(""))?;
+    if count <= COUNTED {
+        return Ok(Total::exact(count));
+    }
+    let (whole, covered): (i64, i64) = db.one(&filter.names(&last))?;
+    Ok(Total::estimate(count, 2 * covered - 1, 2 * whole))
 }

@@ -4,7 +4,8 @@
 //! crate sees SQL. Queries are in the subset that SQLite and PostgreSQL share; only opening, claiming and waking differ.
 //!
 //! On SQLite there is one writer connection (`writer.rs`), so write transactions queue in the process instead of failing
-//! as busy, those that queue share a commit, and the data folder is locked, so that there is one process.
+//! as busy, those that queue share a commit, and the data folder is locked, so that there is one process. What every
+//! request reads is read by its own thread (`reader.rs`).
 
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,7 @@ pub mod preview;
 pub mod provisions;
 pub mod queue;
 pub mod quotas;
+mod reader;
 mod reserved;
 pub mod retention;
 pub mod revisions;
@@ -66,6 +68,7 @@ use holdfast_model::error::{Code, Error};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
+use reader::Readers;
 use writer::Writer;
 
 pub use lock::FolderLock;
@@ -94,6 +97,7 @@ pub enum OpenError {
 pub struct Store {
     write: Writer,
     read: SqlitePool,
+    readers: Readers,
     /// The workspace that the last round of claims ended with; see `claiming.rs`.
     turn: Arc<AtomicI64>,
 }
@@ -144,7 +148,7 @@ impl Store {
             .await
             .map_err(|e| failed(&e))?;
         restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
-        Ok(Self { write: Writer::new(write), read, turn: Arc::default() })
+        Ok(Self { write: Writer::new(write), read, readers: Readers::new(&file), turn: Arc::default() })
     }
 
     /// Begins a write transaction.
@@ -157,9 +161,14 @@ impl Store {
         self.write.commits()
     }
 
-    /// Connections for queries that write nothing.
+    /// Connections for queries that write nothing and that no request waits for often.
     pub(crate) fn read(&self) -> &SqlitePool {
         &self.read
+    }
+
+    /// The same for lists, and for what every request reads.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// Checks that the database answers.
@@ -169,6 +178,7 @@ impl Store {
 
     /// Folds the write-ahead log into the database and closes all connections.
     pub async fn close(&self) {
+        self.readers.close().await;
         self.read.close().await;
         self.write.close().await;
     }
@@ -212,25 +222,34 @@ fn restrict(file: &Path) -> std::io::Result<()> {
 
 /// A database error as a caller may see it: a full disk or a busy file passes, anything else is a fault of ours.
 pub(crate) fn fault(error: sqlx::Error) -> Error {
-    let code = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned());
-    // Primary result codes of SQLite: 5 busy, 6 locked, 7 no memory, 10 I/O, 13 full, 14 cannot open; extended ones carry
-    // them in the low byte.
-    let primary = code.as_deref().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff);
     let unreachable = matches!(
         error,
         sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed
     );
-    // The file that all connections share, which cannot grow.
-    const SHARED_SIZE: &str = "4874";
-    if primary == Some(13) || code.as_deref() == Some(SHARED_SIZE) {
+    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse().ok());
+    fault_of(if unreachable { Some(CANNOT_OPEN) } else { code }, error)
+}
+
+const CANNOT_OPEN: i32 = 14;
+/// The file that all connections share, which cannot grow.
+const SHARED_SIZE: i32 = 4874;
+
+/// The same by the result code of SQLite.
+pub(crate) fn fault_of(code: Option<i32>, cause: impl std::fmt::Display) -> Error {
+    // Primary codes: 5 busy, 6 locked, 7 no memory, 10 I/O, 13 full, 14 cannot open; extended ones carry them in the low
+    // byte.
+    let primary = code.map(|code| code & 0xff);
+    if primary == Some(13) || code == Some(SHARED_SIZE) {
         let message = "The disk of the server's database is full; nothing was changed.";
-        return Error::new(Code::Unavailable, message).with_internal(error);
+        return Error::new(Code::Unavailable, message).with_internal(cause);
     }
-    if unreachable || matches!(primary, Some(5 | 6 | 7 | 10 | 14)) {
-        return Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
-            .with_internal(error);
+    match primary {
+        Some(5 | 6 | 7 | 10 | CANNOT_OPEN) => {
+            Error::new(Code::Unavailable, "The database cannot be used right now; nothing was changed.")
+                .with_internal(cause)
+        }
+        _ => Error::internal(cause),
     }
-    Error::internal(error)
 }
 
 /// True when the write broke a unique rule.

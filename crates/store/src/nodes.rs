@@ -4,9 +4,9 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Health, Register};
-use sqlx::{QueryBuilder, SqliteConnection};
 use uuid::Uuid;
 
+use crate::reader::{Query, Snapshot};
 use crate::{Store, Tx, fault, from_json, json};
 
 /// A node as the database has it.
@@ -68,20 +68,10 @@ const NODES: &str = "SELECT id, uuid, name, region, version, hypervisor, hypervi
      FROM node ORDER BY id";
 
 /// What each of these nodes offers to boot.
-pub(crate) async fn node_images(
-    connection: &mut SqliteConnection,
-    nodes: &[i64],
-) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
-    if nodes.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut query = QueryBuilder::new("SELECT id, images FROM node WHERE id IN (");
-    let mut list = query.separated(", ");
-    for id in nodes {
-        list.push_bind(*id);
-    }
-    list.push_unseparated(")");
-    let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(connection).await.map_err(fault)?;
+pub(crate) fn node_images(db: &Snapshot<'_>, nodes: &[i64]) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
+    let mut query = Query::new("SELECT id, images FROM node WHERE id IN (");
+    query.push_list(nodes.iter().copied()).push(")");
+    let rows: Vec<(i64, String)> = db.all(&query)?;
     rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
 }
 

@@ -3,9 +3,7 @@
 //! The one rule: a page is a range of an index. It begins at a place (the values a row is sorted by, and its key), never at
 //! a number of rows to skip, so page 10,000 costs what page 1 costs and nothing is shown twice while others write.
 
-use sqlx::QueryBuilder;
-
-use crate::Db;
+use crate::reader::Query;
 
 /// Totals are exact up to this number and estimates above it.
 pub const COUNTED: i64 = 1_000;
@@ -75,7 +73,7 @@ impl Sort {
     }
 
     /// Adds the condition that a row comes after `place`.
-    pub(crate) fn push_after(&self, query: &mut QueryBuilder<Db>, spell: Spelling, place: &Place) {
+    pub(crate) fn push_after(&self, query: &mut Query, spell: Spelling, place: &Place) {
         let compare = |descending| if descending { "<" } else { ">" };
         let Some((first, from)) = self.0.first().zip(place.values.first()) else { return };
         let uniform = self.0.iter().all(|t| t.descending == first.descending);
@@ -101,7 +99,7 @@ impl Sort {
     }
 
     /// The first `count` terms are as they are at the place.
-    fn push_equal(&self, query: &mut QueryBuilder<Db>, spell: Spelling, place: &Place, count: usize) {
+    fn push_equal(&self, query: &mut Query, spell: Spelling, place: &Place, count: usize) {
         for (term, value) in self.0.iter().zip(&place.values).take(count) {
             query.push(format!("{} = ", spell(term.column))).push_bind(*value).push(" AND ");
         }
@@ -201,18 +199,13 @@ pub(crate) fn text(column: &str, leads: bool) -> String {
 }
 
 /// The column is one of these.
-pub(crate) fn push_any(query: &mut QueryBuilder<Db>, column: &str, words: &[&str]) {
+pub(crate) fn push_any(query: &mut Query, column: &str, words: &[&str]) {
     query.push(column);
     if let [word] = words {
         query.push(" = ").push_bind((*word).to_owned());
         return;
     }
-    query.push(" IN (");
-    let mut list = query.separated(", ");
-    for word in words {
-        list.push_bind((*word).to_owned());
-    }
-    list.push_unseparated(")");
+    query.push(" IN (").push_list(words.iter().map(|word| (*word).to_owned())).push(")");
 }
 
 #[cfg(test)]
@@ -251,9 +244,9 @@ mod tests {
     fn what_comes_after_a_place() {
         let place = Place { values: vec![7, 8], id: 9 };
         let after = |terms| {
-            let mut query = QueryBuilder::new("");
+            let mut query = Query::new("");
             Sort::new(terms).expect("an order").push_after(&mut query, str::to_owned, &place);
-            query.sql().as_str().to_owned()
+            query.text().to_owned()
         };
         assert_eq!(after(vec![term("a", true), term("b", true)]), " AND (a, b, id) < (?, ?, ?)");
         assert_eq!(

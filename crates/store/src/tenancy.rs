@@ -6,6 +6,7 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::limits::Limits;
 use uuid::Uuid;
 
+use crate::reader::{Query, record};
 use crate::users::user_create;
 use crate::workspaces::{NewWorkspace, workspace_insert};
 use crate::{Store, Tx, fault};
@@ -38,6 +39,11 @@ pub struct Principal {
     #[sqlx(try_from = "String")]
     pub limits: Limits,
 }
+
+record!(Principal {
+    user_id, username, email, user_role, workspace_id, workspace_uuid, workspace_slug, workspace_name, workspace_tier,
+    workspace_address, member_role, project_id, project_uuid, api_key_id, default_version, key_kind, limits from String,
+});
 
 impl Principal {
     /// An administrator of the installation, with a credential that was made for that too.
@@ -79,7 +85,7 @@ const MEMBER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS use
 impl Store {
     /// The holder of the credential with this sha256, unless it was revoked, has expired or is not valid yet.
     pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
-        sqlx::query_as(
+        let holder = Query::with(
             "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
                     w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
                     w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
@@ -95,12 +101,9 @@ impl Store {
                 AND (k.starts_at IS NULL OR k.starts_at <= $2)
                 AND (k.parent_hash IS NULL OR EXISTS (SELECT 1 FROM api_key q WHERE q.hash = k.parent_hash
                     AND q.revoked_at IS NULL AND (q.expires_at IS NULL OR q.expires_at > $2)))",
-        )
-        .bind(key_hash)
-        .bind(now.micros())
-        .fetch_optional(self.read())
-        .await
-        .map_err(fault)
+            [key_hash.to_owned().into(), now.micros().into()],
+        );
+        self.readers().here(|db| db.first(&holder))
     }
 
     /// A member of a workspace, without any credential: for what somebody else does in their name (the operator beside

@@ -5,10 +5,10 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
-use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::page::{From, Page, Place, Sort, Total};
+use crate::reader::{Query, record};
 use crate::{Store, Tx, fault};
 
 /// Somebody with an account.
@@ -25,6 +25,8 @@ pub struct User {
     /// Since when none of their keys works; `None`: they do.
     pub disabled_at: Option<i64>,
 }
+
+record!(User { id, uuid, username, email, role, created_at, disabled_at });
 
 impl User {
     /// Where the user is in a list that is sorted by [`order`].
@@ -44,45 +46,47 @@ pub fn order() -> Sort {
 impl Store {
     /// A page of everybody, in the order of [`order`].
     pub async fn users(&self, from: &From, limit: i64) -> Result<Page<User>, Error> {
-        let total: i64 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM user_account").fetch_one(self.read()).await.map_err(fault)?;
         let sort = order();
         let (order, place) = from.read(&sort);
         let spell = |column: &str| format!("u.{column}");
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE 1 = 1");
         if let Some(place) = place {
             order.push_after(&mut query, spell, place);
         }
         query.push(" ORDER BY ").push(order.order_by(spell)).push(" LIMIT ").push_bind(limit + 1);
-        let rows = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        let reading = self.readers().aside(move |db| {
+            let (total,) = db.one(&Query::new("SELECT COUNT(*) FROM user_account"))?;
+            Ok((db.all(&query)?, total))
+        });
+        let (rows, total) = reading.await?;
         Ok(Page::of(rows, from, limit, Total::exact(total)))
     }
 
     pub async fn user(&self, id: i64) -> Result<Option<User>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE u.id = ").push_bind(id);
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
     /// Whoever has this username.
     pub async fn user_named(&self, username: &str) -> Result<Option<User>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE u.username = ").push_bind(username.to_owned());
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
     /// Whoever has this address, in small letters.
     pub async fn user_with_email(&self, email: &str) -> Result<Option<User>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = Query::new(COLUMNS);
         query.push(" WHERE u.email = ").push_bind(email.to_owned());
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 }
 
 /// Whoever has this address, in small letters, as this transaction has it.
 pub async fn user_with_email_in(tx: &mut Tx, email: &str) -> Result<Option<User>, Error> {
-    let mut query = QueryBuilder::new(COLUMNS);
+    let mut query = sqlx::QueryBuilder::new(COLUMNS);
     query.push(" WHERE u.email = ").push_bind(email.to_owned());
     query.build_query_as().fetch_optional(&mut **tx).await.map_err(fault)
 }

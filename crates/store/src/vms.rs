@@ -7,15 +7,15 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::VmReport;
 use holdfast_model::vm::{PortMapping, RestartPolicy, VmStatus};
-use sqlx::{QueryBuilder, SqliteConnection};
 use uuid::Uuid;
 
 use crate::nodes::node_images;
 use crate::quotas::{Size, quota_check};
+use crate::reader::{Query, Snapshot, record};
 use crate::reserved::{reservation_off, reservation_on};
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
-use crate::{Db, Store, Tx, fault, from_json, json, stored};
+use crate::{Store, Tx, fault, from_json, json, stored};
 
 /// A CVM with everything the surfaces show of it.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -75,6 +75,58 @@ pub struct Vm {
     pub operation_target: Option<String>,
     pub operation_created_at: Option<i64>,
 }
+
+record!(Vm {
+    id,
+    uuid,
+    workspace_id,
+    workspace_uuid,
+    workspace_slug,
+    workspace_name,
+    project_uuid,
+    app_row,
+    app_id,
+    app_name,
+    node_id,
+    node_name,
+    node_region,
+    node_version,
+    node_publish_address,
+    node_last_seen_at,
+    created_by,
+    creator_name,
+    name,
+    instance_id,
+    status,
+    instance_type,
+    vcpu,
+    memory_mb,
+    disk_gb,
+    image,
+    os_image_hash,
+    compose_hash,
+    compose,
+    encrypted_env,
+    env_names,
+    user_config,
+    listed,
+    revision,
+    public_logs,
+    public_sysinfo,
+    public_tcbinfo,
+    shutdown_timeout,
+    allow_force_stop,
+    scheduled_delete_at,
+    restart_policy,
+    created_at,
+    updated_at,
+    deleted_at,
+    report,
+    operation_uuid,
+    operation_type,
+    operation_target,
+    operation_created_at,
+});
 
 impl Vm {
     pub fn status(&self) -> Result<VmStatus, Error> {
@@ -167,7 +219,7 @@ pub struct Filter<'a> {
 }
 
 impl Filter<'_> {
-    fn push(&self, query: &mut QueryBuilder<Db>) {
+    fn push(&self, query: &mut Query) {
         query.push(" WHERE v.deleted_at IS NULL");
         for (column, value) in [
             (" AND v.workspace_id = ", self.workspace),
@@ -179,21 +231,19 @@ impl Filter<'_> {
             }
         }
         if let Some(rows) = self.app_rows {
-            query.push(" AND v.app_row IN (");
-            let mut list = query.separated(", ");
-            for row in rows {
-                list.push_bind(*row);
-            }
-            list.push_unseparated(")");
+            query.push(" AND v.app_row IN (").push_list(rows.iter().copied()).push(")");
         }
         if let Some(uuids) = self.uuids {
-            query.push(" AND v.uuid IN (");
-            let mut list = query.separated(", ");
-            for uuid in uuids {
-                list.push_bind(uuid.clone());
-            }
-            list.push_unseparated(")");
+            query.push(" AND v.uuid IN (").push_list(uuids.iter().cloned()).push(")");
         }
+    }
+
+    /// The query of a page, newest first.
+    fn page(&self, limit: i64, offset: i64) -> Query {
+        let mut query = Query::new(VMS);
+        self.push(&mut query);
+        query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+        query
     }
 }
 
@@ -201,7 +251,7 @@ impl Store {
     /// CVMs of a workspace that `by` names: ids resolve for ever, names and app ids only while the CVM lives. At most
     /// two, which is enough to know that a name is ambiguous.
     pub async fn vms_by(&self, workspace: i64, by: By<'_>) -> Result<Vec<Vm>, Error> {
-        let mut query = QueryBuilder::new(VMS);
+        let mut query = Query::new(VMS);
         query.push("WHERE v.workspace_id = ").push_bind(workspace);
         match by {
             By::Key(id) => query.push(" AND v.id = ").push_bind(id),
@@ -211,56 +261,71 @@ impl Store {
             By::Name(name) => query.push(" AND v.deleted_at IS NULL AND v.name = ").push_bind(name.to_owned()),
         };
         query.push(" ORDER BY v.id LIMIT 2");
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.all(&query))
     }
 
     /// The CVM with this internal key, whatever workspace it is in. For callers that checked permission otherwise.
     pub async fn vm(&self, id: i64) -> Result<Option<Vm>, Error> {
-        let mut query = QueryBuilder::new(VMS);
+        let mut query = Query::new(VMS);
         query.push("WHERE v.id = ").push_bind(id);
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
     /// Living CVMs, newest first.
     pub async fn vms(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<Vec<Vm>, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
-        vms_of(&mut connection, filter, limit, offset).await
+        let query = filter.page(limit, offset);
+        self.readers().aside(move |db| db.all(&query)).await
     }
 
     /// The same, and how many there are in all.
     pub async fn vms_page(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<(Vec<Vm>, i64), Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
-        let mut query = QueryBuilder::new("SELECT COUNT(*) FROM vm v");
-        filter.push(&mut query);
-        let total = query.build_query_scalar().fetch_one(&mut *connection).await.map_err(fault)?;
-        let vms = vms_of(&mut connection, filter, limit, offset).await?;
-        Ok((vms, total))
+        let mut count = Query::new("SELECT COUNT(*) FROM vm v");
+        filter.push(&mut count);
+        let query = filter.page(limit, offset);
+        let reading = self.readers().aside(move |db| {
+            let (total,) = db.one(&count)?;
+            Ok((db.all(&query)?, total))
+        });
+        reading.await
     }
 
     /// The VM as it stands inside a transaction that is about to change it.
     pub async fn vm_in(tx: &mut Tx, id: i64) -> Result<Vm, Error> {
-        let mut query = QueryBuilder::new(VMS);
+        let mut query = sqlx::QueryBuilder::new(VMS);
         query.push("WHERE v.id = ").push_bind(id);
         query.build_query_as().fetch_one(&mut **tx).await.map_err(fault)
     }
 
     /// Published ports of these CVMs in force, as (CVM, mapping), in order of the port inside.
     pub async fn vm_ports(&self, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
-        ports_of(&mut connection, vms).await
+        let vms = vms.to_vec();
+        self.readers().by_keys(vms.len(), move |db| ports_of(db, &vms)).await
     }
 
-    /// What belongs to these CVMs, which lie on these nodes. One connection answers all of it: taking one and giving it back
-    /// costs as much as a statement.
-    pub async fn vm_parts(&self, vms: &[i64], nodes: &[i64]) -> Result<VmParts, Error> {
-        let mut parts = VmParts::default();
-        let mut connection = self.read().acquire().await.map_err(fault)?;
-        for chunk in vms.chunks(500) {
-            parts.ports.extend(ports_of(&mut connection, chunk).await?);
-            parts.events.extend(events_of(&mut connection, chunk).await?);
-        }
-        parts.images = node_images(&mut connection, nodes).await?;
-        Ok(parts)
+    /// What belongs to these CVMs, which lie on these nodes.
+    pub async fn vm_parts(&self, vms: Vec<i64>, nodes: Vec<i64>) -> Result<VmParts, Error> {
+        let reading = self
+            .readers()
+            .by_keys(vms.len(), move |db| Ok(VmParts { ports: ports_of(db, &vms)?, images: node_images(db, &nodes)? }));
+        reading.await
+    }
+
+    /// What happened to these CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
+    pub async fn vm_events(&self, vms: Vec<i64>) -> Result<Vec<(i64, VmEvent)>, Error> {
+        let reading = self.readers().by_keys(vms.len(), move |db| {
+            let mut events = Vec::new();
+            for chunk in vms.chunks(AT_ONCE) {
+                let mut query = Query::new(
+                    "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
+                        ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
+                );
+                query.push_list(chunk.iter().copied()).push(")) AS newest WHERE age <= 20 ORDER BY vm_id, id");
+                let rows = db.all(&query)?.into_iter();
+                events.extend(rows.map(|(vm, event, body, at)| (vm, VmEvent { event, body, at })));
+            }
+            Ok(events)
+        });
+        reading.await
     }
 }
 
@@ -269,57 +334,26 @@ impl Store {
 pub struct VmParts {
     /// Published ports in force, as (CVM, mapping), in order of the port inside.
     pub ports: Vec<(i64, PortMapping)>,
-    /// What happened to the CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
-    pub events: Vec<(i64, VmEvent)>,
     /// What each node offers to boot.
     pub images: Vec<(i64, Vec<ImageInfo>)>,
 }
 
-async fn vms_of(
-    connection: &mut SqliteConnection,
-    filter: &Filter<'_>,
-    limit: i64,
-    offset: i64,
-) -> Result<Vec<Vm>, Error> {
-    let mut query = QueryBuilder::new(VMS);
-    filter.push(&mut query);
-    query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
-    query.build_query_as().fetch_all(connection).await.map_err(fault)
-}
+/// Keys in one query.
+const AT_ONCE: usize = 500;
 
-async fn ports_of(connection: &mut SqliteConnection, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
-    if vms.is_empty() {
-        return Ok(Vec::new());
+fn ports_of(db: &Snapshot<'_>, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
+    let mut ports = Vec::new();
+    for chunk in vms.chunks(AT_ONCE) {
+        let mut query = Query::new(
+            "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
+             WHERE active AND vm_id IN (",
+        );
+        query.push_list(chunk.iter().copied()).push(") ORDER BY vm_id, vm_port");
+        for row in db.all(&query)? {
+            ports.push(port_row(row)?);
+        }
     }
-    let mut query = QueryBuilder::new(
-        "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
-         WHERE active AND vm_id IN (",
-    );
-    let mut list = query.separated(", ");
-    for id in vms {
-        list.push_bind(*id);
-    }
-    list.push_unseparated(") ORDER BY vm_id, vm_port");
-    let rows: Vec<(i64, String, String, i64, i64)> =
-        query.build_query_as().fetch_all(connection).await.map_err(fault)?;
-    rows.into_iter().map(port_row).collect()
-}
-
-async fn events_of(connection: &mut SqliteConnection, vms: &[i64]) -> Result<Vec<(i64, VmEvent)>, Error> {
-    if vms.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut query = QueryBuilder::new(
-        "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
-            ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
-    );
-    let mut list = query.separated(", ");
-    for id in vms {
-        list.push_bind(*id);
-    }
-    list.push_unseparated(")) AS newest WHERE age <= 20 ORDER BY vm_id, id");
-    let rows: Vec<(i64, String, String, i64)> = query.build_query_as().fetch_all(connection).await.map_err(fault)?;
-    Ok(rows.into_iter().map(|(vm, event, body, at)| (vm, VmEvent { event, body, at })).collect())
+    Ok(ports)
 }
 
 pub(crate) fn port_row(row: (i64, String, String, i64, i64)) -> Result<(i64, PortMapping), Error> {

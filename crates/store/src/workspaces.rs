@@ -5,15 +5,15 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
-use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::page::{From, Page, Place, Total};
+use crate::reader::{Query, record};
 use crate::users::order;
-use crate::{Db, Store, Tx, fault};
+use crate::{Store, Tx, fault};
 
 /// A workspace, for one of its members or for whoever runs the installation.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workspace {
     pub id: i64,
     pub uuid: String,
@@ -29,6 +29,8 @@ pub struct Workspace {
     /// How many belong to it.
     pub members: i64,
 }
+
+record!(Workspace { id, uuid, slug, name, tier, created_at, disabled_at, members, role });
 
 impl Workspace {
     /// Where the workspace is in a list that is sorted by [`order`].
@@ -56,8 +58,8 @@ pub enum By<'a> {
 }
 
 /// A workspace with `$role` of one user, or without any.
-fn columns(user: Option<i64>) -> QueryBuilder<Db> {
-    let mut query = QueryBuilder::new(
+fn columns(user: Option<i64>) -> Query {
+    let mut query = Query::new(
         "SELECT w.id, w.uuid, w.slug, w.name, w.tier, w.created_at, w.disabled_at,
             (SELECT COUNT(*) FROM workspace_member c WHERE c.workspace_id = w.id) AS members, ",
     );
@@ -77,14 +79,14 @@ impl Store {
     /// A page of the workspaces that a user belongs to, or of all with `None`; in the order of [`order`].
     pub async fn workspaces(&self, user: Option<i64>, from: &From, limit: i64) -> Result<Page<Workspace>, Error> {
         let count = match user {
-            Some(user) => sqlx::query_scalar(
-                "SELECT COUNT(*) FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id
-                 WHERE m.user_id = $1 AND w.disabled_at IS NULL",
-            )
-            .bind(user),
-            None => sqlx::query_scalar("SELECT COUNT(*) FROM workspace"),
+            Some(user) => {
+                let mut count =
+                    Query::new("SELECT COUNT(*) FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id");
+                count.push(" WHERE w.disabled_at IS NULL AND m.user_id = ").push_bind(user);
+                count
+            }
+            None => Query::new("SELECT COUNT(*) FROM workspace"),
         };
-        let total: i64 = count.fetch_one(self.read()).await.map_err(fault)?;
         let sort = order();
         let (order, place) = from.read(&sort);
         let spell = |column: &str| format!("w.{column}");
@@ -93,7 +95,11 @@ impl Store {
             order.push_after(&mut query, spell, place);
         }
         query.push(" ORDER BY ").push(order.order_by(spell)).push(" LIMIT ").push_bind(limit + 1);
-        let rows = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        let reading = self.readers().aside(move |db| {
+            let (total,) = db.one(&count)?;
+            Ok((db.all(&query)?, total))
+        });
+        let (rows, total) = reading.await?;
         Ok(Page::of(rows, from, limit, Total::exact(total)))
     }
 
@@ -104,7 +110,7 @@ impl Store {
             By::Key(id) => query.push(" AND w.id = ").push_bind(id),
             By::Slug(slug) => query.push(" AND w.slug = ").push_bind(slug.to_owned()),
         };
-        query.build_query_as().fetch_optional(self.read()).await.map_err(fault)
+        self.readers().here(|db| db.first(&query))
     }
 
     /// The projects of a workspace, the oldest first.

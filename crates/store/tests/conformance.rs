@@ -280,8 +280,8 @@ async fn a_machine_that_stands_still_is_told_once_and_so_is_its_going_on() {
         (seen.restarts, seen.paused) = (restarts, paused.then(|| DISK_FULL.to_owned()));
         second += 1;
         say(&world, &[seen], at(second)).await;
-        let parts = world.store.vm_parts(&[vm], &[]).await.expect("a query");
-        let told: Vec<String> = parts.events.into_iter().map(|(_, event)| event.event).collect();
+        let told = world.store.vm_events(vec![vm]).await.expect("a query");
+        let told: Vec<String> = told.into_iter().map(|(_, event)| event.event).collect();
         assert_eq!(told, events);
     }
 }

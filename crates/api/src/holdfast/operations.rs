@@ -200,15 +200,15 @@ pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Res
     let pending = |o: &&history::Operation| o.status().is_ok_and(|status| status == Status::Pending);
     let pending: Vec<i64> = listed.page.items.iter().filter(pending).map(|o| o.id).collect();
     let mut waiting = app.control.store.operations_waiting_for(&pending).await?;
-    let items =
-        listed.page.items.iter().map(|o| view(o, &mut events, &mut waiting, caller.who.may(Action::RunInstallation)));
-    let items = items.collect::<Result<_, _>>()?;
+    let admin = caller.who.may(Action::RunInstallation);
+    let total = listed.page.total;
+    let items = listed.page.items.into_iter().map(|o| view(o, &mut events, &mut waiting, admin));
     Ok(Json(OperationPage {
-        items,
+        items: items.collect::<Result<_, _>>()?,
         next_cursor: listed.next,
         previous_cursor: listed.previous,
-        total: listed.page.total.number,
-        total_is_estimate: listed.page.total.is_estimate,
+        total: total.number,
+        total_is_estimate: total.is_estimate,
     }))
 }
 
@@ -252,62 +252,52 @@ pub(super) async fn read(app: &App, who: &Principal, id: &str) -> Result<Operati
         at: Timestamp(entry.at),
         client_address: entry.client_address,
     });
-    let shown = view(&operation, &mut events, &mut waiting, who.may(Action::RunInstallation))?;
+    let shown = view(operation, &mut events, &mut waiting, who.may(Action::RunInstallation))?;
     Ok(Operation { requests: Some(requests.collect()), ..shown })
 }
 
+/// Every text moves from the row into the answer: a page has thousands of them.
 fn view(
-    operation: &history::Operation,
+    operation: history::Operation,
     events: &mut HashMap<i64, Vec<Event>>,
     waiting: &mut HashMap<i64, String>,
     admin: bool,
 ) -> Result<Operation, Error> {
     let events = events.remove(&operation.id).unwrap_or_default();
-    let ended = operation.completed_at;
-    let error = operation.error_code.as_ref().map(|code| OperationError {
-        code: code.clone(),
-        message: operation.error_message.clone().unwrap_or_default(),
-        hint: Code::from_id(code).map_or("", Code::hint),
-        internal: operation.error_internal.clone().filter(|_| admin),
+    let (kind, ended) = (operation.kind()?.as_str(), operation.completed_at);
+    let (verb, status, diff) = (operation.verb()?.as_str(), operation.status()?.as_str(), operation.diff()?);
+    let steps = steps(&operation, &events)?;
+    let error = operation.error_code.map(|code| OperationError {
+        hint: Code::from_id(&code).map_or("", Code::hint),
+        code,
+        message: operation.error_message.unwrap_or_default(),
+        internal: operation.error_internal.filter(|_| admin),
     });
     Ok(Operation {
-        id: operation.uuid.clone(),
-        operation_type: operation.operation_type.clone(),
-        kind: operation.kind()?.as_str(),
-        r#type: operation.verb()?.as_str(),
-        status: operation.status()?.as_str(),
-        target_state: operation.target_state.clone(),
+        id: operation.uuid,
+        operation_type: operation.operation_type,
+        kind,
+        r#type: verb,
+        status,
+        target_state: operation.target_state,
         resource: Resource {
-            kind: operation.kind()?.as_str(),
-            id: operation.resource_uuid.clone(),
-            name: operation.resource_name.clone(),
-            status: operation.resource_status.clone(),
+            kind,
+            id: operation.resource_uuid,
+            name: operation.resource_name,
+            status: operation.resource_status,
         },
-        actor: Actor {
-            username: operation.username.clone(),
-            email: operation.email.clone(),
-            client_address: operation.client_address.clone(),
-        },
-        project_id: operation.project_uuid.clone(),
-        compose_hash: operation.compose_hash.clone(),
-        changes: operation.diff()?,
-        steps: steps(operation, &events)?,
-        events: events
-            .iter()
-            .map(|e| EventView {
-                seq: e.seq,
-                event_type: e.event_type.clone(),
-                step: e.step.clone(),
-                timestamp: Timestamp(e.at),
-                state: e.state.clone(),
-            })
-            .collect(),
+        actor: Actor { username: operation.username, email: operation.email, client_address: operation.client_address },
+        project_id: operation.project_uuid,
+        compose_hash: operation.compose_hash,
+        changes: diff,
+        steps,
+        events: events.into_iter().map(EventView::from).collect(),
         error,
         waiting_for: waiting.remove(&operation.id),
-        retry_of: operation.retry_of.clone(),
-        cancelled_by: operation.cancelled_by.clone(),
-        request_id: operation.request_id.clone(),
-        trace_id: operation.trace_id.clone(),
+        retry_of: operation.retry_of,
+        cancelled_by: operation.cancelled_by,
+        request_id: operation.request_id,
+        trace_id: operation.trace_id,
         created_at: Timestamp(operation.created_at),
         started_at: operation.started_at.map(Timestamp),
         completed_at: ended.map(Timestamp),
@@ -315,6 +305,18 @@ fn view(
         duration_ms: ended.map(|at| (at - operation.created_at) / 1000),
         requests: None,
     })
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        Self {
+            seq: event.seq,
+            event_type: event.event_type,
+            step: event.step,
+            timestamp: Timestamp(event.at),
+            state: event.state,
+        }
+    }
 }
 
 /// The steps that ran, from their events, and those that the plan still has.

@@ -91,7 +91,12 @@ pub async fn batch(
     let vms = app.control.store.vms(&filter, MOST as i64, 0).await?;
     let nested = asked.of(&caller.who) >= Version::V20260522;
     let cvms = view::load(&app.control, vms).await?;
-    let found: HashMap<&str, CvmStatus> = cvms.iter().map(|cvm| (cvm.vm.uuid.as_str(), status(cvm, nested))).collect();
+    let mut events = view::load_events(&app.control, &cvms).await?;
+    let found = cvms.iter().map(|cvm| {
+        let events = events.remove(&cvm.vm.id).unwrap_or_default();
+        (cvm.vm.uuid.as_str(), status(cvm, events, nested))
+    });
+    let found: HashMap<&str, CvmStatus> = found.collect();
     let answer = wanted.into_iter().filter_map(|(text, uuid)| {
         let status = found.get(uuid.as_str())?.clone();
         Some((text.clone(), CvmStatus { vm_uuid: text, ..status }))
@@ -99,7 +104,7 @@ pub async fn batch(
     Ok(Json(answer.collect()))
 }
 
-fn status(cvm: &view::Cvm, nested: bool) -> CvmStatus {
+fn status(cvm: &view::Cvm, events: Vec<GuestEvent>, nested: bool) -> CvmStatus {
     let vm = &cvm.vm;
     let started_at = vm.operation_created_at.map(Timestamp);
     let operation = vm.in_progress().then(|| RunningOperation {
@@ -116,7 +121,7 @@ fn status(cvm: &view::Cvm, nested: bool) -> CvmStatus {
         boot_progress: cvm.boot_progress(),
         boot_error: cvm.boot_error(),
         shutdown_progress: cvm.shutdown_progress(),
-        events: cvm.events.iter().map(GuestEvent::from).collect(),
+        events,
         operation_type: vm.operation_type.clone(),
         operation_started_at: started_at,
         correlation_id: vm.operation_uuid.clone(),

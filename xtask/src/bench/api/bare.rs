@@ -25,8 +25,6 @@ pub struct Statements {
     page: String,
     ports: &'static str,
     ports_end: &'static str,
-    events: &'static str,
-    events_end: &'static str,
     images: &'static str,
 }
 
@@ -52,8 +50,6 @@ impl Statements {
             page: format!("{vms}{living} ORDER BY v.id DESC LIMIT ?2 OFFSET ?3"),
             ports: literal(VMS_SOURCE, "SELECT vm_id, protocol, host_address,")?,
             ports_end: literal(VMS_SOURCE, ") ORDER BY vm_id, vm_port")?,
-            events: literal(VMS_SOURCE, "SELECT vm_id, event, body, at FROM (SELECT")?,
-            events_end: literal(VMS_SOURCE, ")) AS newest WHERE age <= 20")?,
             images: literal(NODES_SOURCE, "SELECT id, images FROM node")?,
         })
     }
@@ -107,7 +103,6 @@ impl Statements {
         nodes.sort_unstable();
         nodes.dedup();
         self.all(&format!("{}{}{}", self.ports, places(ids.len()), self.ports_end), params_from_iter(&ids))?;
-        self.all(&format!("{}{}{}", self.events, places(ids.len()), self.events_end), params_from_iter(&ids))?;
         if self.images.ends_with('(') {
             self.all(&format!("{}{})", self.images, places(nodes.len())), params_from_iter(&nodes))
         } else {
@@ -166,8 +161,6 @@ mod tests {
         assert!(text(VMS_SOURCE, "SELECT v.id, v.uuid, v.workspace_id,").contains("LEFT JOIN vm_observed o"));
         assert_eq!(text(VMS_SOURCE, "SELECT COUNT(*) FROM vm v"), "SELECT COUNT(*) FROM vm v");
         assert!(text(VMS_SOURCE, "SELECT vm_id, protocol, host_address,").ends_with("vm_id IN ("));
-        assert!(text(VMS_SOURCE, "SELECT vm_id, event, body, at FROM (SELECT").ends_with("vm_id IN ("));
-        assert!(text(VMS_SOURCE, ")) AS newest WHERE age <= 20").contains("ORDER BY"));
         assert!(text(TENANCY_SOURCE, "SELECT u.id AS user_id,").contains("k.hash = $1"));
         assert!(text(NODES_SOURCE, "SELECT id, images FROM node").contains("images"));
         assert!(literal(VMS_SOURCE, "SELECT what is not there").is_err());

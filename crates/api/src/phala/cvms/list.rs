@@ -101,7 +101,12 @@ fn filter(who: &Principal, params: &Params) -> Result<Filter<'static>, Error> {
 pub async fn render(app: &App, version: Version, vms: Vec<Vm>) -> Result<Cvms, Error> {
     let cvms = view::load(&app.control, vms).await?;
     Ok(match version {
-        Version::V20251028 => Cvms::Hosted(cvms.iter().map(|cvm| HostedCvm::of(&app.control, cvm)).collect()),
+        Version::V20251028 => {
+            let mut events = view::load_events(&app.control, &cvms).await?;
+            let hosted =
+                |cvm: &view::Cvm| HostedCvm::of(&app.control, cvm, events.remove(&cvm.vm.id).unwrap_or_default());
+            Cvms::Hosted(cvms.iter().map(hosted).collect())
+        }
         _ => Cvms::Info(cvms.iter().map(CvmInfo::of).collect()),
     })
 }

@@ -37,7 +37,8 @@ pub async fn get(
     let vm = app.control.vm_find(&caller.who, &id).await?;
     let cvm = view::load_one(&app.control, vm).await?;
     let asked = UserConfig::of(cvm.vm.user_config.as_deref());
-    let in_compose = cvm.app_compose()["default_gateway_domain"].as_str().map(str::to_owned);
+    let compose: serde_json::Value = serde_json::from_str(&cvm.vm.compose).unwrap_or_default();
+    let in_compose = compose["default_gateway_domain"].as_str().map(str::to_owned);
     Ok(Json(CvmUserConfig {
         hostname: Some(asked.hostname.unwrap_or_else(|| hostname(&cvm.vm.name))),
         ssh_authorized_keys: asked.ssh_authorized_keys,

@@ -4,6 +4,7 @@ use holdfast_control::Control;
 use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::vm::PortMapping;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::parts::{CvmNetworkUrls, CvmNode, GuestEvent, KmsInfo};
@@ -77,7 +78,7 @@ pub struct VmConfiguration {
     pub image: String,
     /// app-compose.json.
     #[schema(value_type = Object)]
-    pub compose_file: serde_json::Value,
+    pub compose_file: Box<RawValue>,
     pub vcpu: i64,
     /// MB.
     pub memory: i64,
@@ -125,10 +126,10 @@ pub struct GpuConfig {
 }
 
 impl HostedCvm {
-    pub fn of(control: &Control, cvm: &Cvm) -> Self {
+    pub fn of(control: &Control, cvm: &Cvm, events: Vec<GuestEvent>) -> Self {
         let vm = &cvm.vm;
         Self {
-            hosted: VmInfo::of(cvm),
+            hosted: VmInfo::of(cvm, events),
             name: vm.name.clone(),
             managed_user: Some(ManagedUser { id: vm.created_by, username: vm.creator_name.clone() }),
             node: Some(CvmNode::of(vm)),
@@ -154,7 +155,7 @@ impl HostedCvm {
 }
 
 impl VmInfo {
-    fn of(cvm: &Cvm) -> Self {
+    fn of(cvm: &Cvm, events: Vec<GuestEvent>) -> Self {
         let vm = &cvm.vm;
         Self {
             id: vm.uuid.clone(),
@@ -186,7 +187,7 @@ impl VmInfo {
             boot_error: cvm.boot_error(),
             shutdown_progress: cvm.shutdown_progress(),
             image_version: cvm.image.as_ref().map(|image| image.version.clone()),
-            events: cvm.events.iter().map(GuestEvent::from).collect(),
+            events,
         }
     }
 }

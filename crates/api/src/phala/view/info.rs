@@ -6,6 +6,7 @@ use holdfast_model::hashid::{self, Prefix};
 use holdfast_store::nodes::Node;
 use holdfast_store::vms::Vm;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Cvm;
@@ -69,7 +70,7 @@ pub struct CvmInfoDetail {
     pub info: CvmInfo,
     /// app-compose.json.
     #[schema(value_type = Option<Object>)]
-    pub compose_file: Option<serde_json::Value>,
+    pub compose_file: Option<Box<RawValue>>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

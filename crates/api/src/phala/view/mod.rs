@@ -23,9 +23,10 @@ use holdfast_model::hashid::{self, Prefix};
 use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{DISK_FULL, Phase, VmReport};
 use holdfast_model::vm::PortMapping;
-use holdfast_store::vms::{Vm, VmEvent};
+use holdfast_store::vms::Vm;
+use serde_json::value::RawValue;
 
-use parts::{CvmNetworkUrls, KmsInfo};
+use parts::{CvmNetworkUrls, GuestEvent, KmsInfo};
 
 /// A CVM with all that any shape shows of it.
 pub struct Cvm {
@@ -35,7 +36,6 @@ pub struct Cvm {
     pub report: Option<VmReport>,
     /// By port inside the VM.
     pub ports: Vec<PortMapping>,
-    pub events: Vec<VmEvent>,
     /// The image as the CVM's node offers it; `None` once the node has it no more.
     pub image: Option<ImageInfo>,
     /// Hex of the X25519 key that env values are encrypted to.
@@ -56,14 +56,10 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
     let ids: Vec<i64> = vms.iter().map(|vm| vm.id).collect();
     let nodes: BTreeSet<i64> = vms.iter().map(|vm| vm.node_id).collect();
     let nodes: Vec<i64> = nodes.into_iter().collect();
-    let parts = control.store.vm_parts(&ids, &nodes).await?;
+    let parts = control.store.vm_parts(ids, nodes).await?;
     let mut ports: HashMap<i64, Vec<PortMapping>> = HashMap::new();
     for (vm, port) in parts.ports {
         ports.entry(vm).or_default().push(port);
-    }
-    let mut events: HashMap<i64, Vec<VmEvent>> = HashMap::new();
-    for (vm, event) in parts.events {
-        events.entry(vm).or_default().push(event);
     }
     let images: HashMap<i64, Vec<ImageInfo>> = parts.images.into_iter().collect();
     let (now, patience) = (control.now(), control.node_patience());
@@ -76,7 +72,6 @@ pub async fn load(control: &Control, vms: Vec<Vm>) -> Result<Vec<Cvm>, Error> {
                 compose: compose_of(&vm)?,
                 report: vm.report()?,
                 public_urls: public_urls(&vm, &ports, &control.settings.public_url),
-                events: events.remove(&vm.id).unwrap_or_default(),
                 image: offered.into_iter().find(|i| i.name == vm.image).cloned(),
                 env_public_key: control.env_public_key(&vm.app_id)?,
                 log_url: control.log_url(&vm),
@@ -98,6 +93,15 @@ fn compose_of(vm: &Vm) -> Result<AppCompose, Error> {
         public_tcbinfo: vm.public_tcbinfo.unwrap_or(said.public_tcbinfo),
         ..said
     })
+}
+
+/// What happened to these CVMs outside of their operations, by CVM, oldest first.
+pub async fn load_events(control: &Control, cvms: &[Cvm]) -> Result<HashMap<i64, Vec<GuestEvent>>, Error> {
+    let mut events: HashMap<i64, Vec<GuestEvent>> = HashMap::new();
+    for (vm, event) in control.store.vm_events(cvms.iter().map(|cvm| cvm.vm.id).collect()).await? {
+        events.entry(vm).or_default().push(event.into());
+    }
+    Ok(events)
 }
 
 /// The same for one CVM.
@@ -174,9 +178,9 @@ impl Cvm {
         self.compose.docker_compose_file.clone()
     }
 
-    /// app-compose.json as an object.
-    pub fn app_compose(&self) -> serde_json::Value {
-        serde_json::from_str(&self.vm.compose).unwrap_or(serde_json::Value::Null)
+    /// app-compose.json as it is kept.
+    pub fn app_compose(&self) -> Box<RawValue> {
+        RawValue::from_string(self.vm.compose.clone()).unwrap_or_else(|_| RawValue::NULL.to_owned())
     }
 }
 

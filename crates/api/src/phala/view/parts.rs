@@ -54,8 +54,8 @@ pub struct GuestEvent {
     pub timestamp: i64,
 }
 
-impl From<&VmEvent> for GuestEvent {
-    fn from(event: &VmEvent) -> Self {
-        Self { event: event.event.clone(), body: event.body.clone(), timestamp: event.at.div_euclid(1000) }
+impl From<VmEvent> for GuestEvent {
+    fn from(event: VmEvent) -> Self {
+        Self { event: event.event, body: event.body, timestamp: event.at.div_euclid(1000) }
     }
 }
