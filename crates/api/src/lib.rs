@@ -52,8 +52,11 @@ pub struct App {
     pub needs_node: bool,
 }
 
+/// Makes a surface's routes and its OpenAPI document.
+type Surface = fn() -> OpenApiRouter<App>;
+
 /// The surfaces that have an OpenAPI document.
-const SURFACES: [(&str, fn() -> OpenApiRouter<App>); 3] =
+const SURFACES: [(&str, Surface); 3] =
     [("phala", phala::routes), ("nirvana", nirvana::routes), ("holdfast", holdfast::routes)];
 
 /// The OpenAPI document of each surface, by the name it is served under.
