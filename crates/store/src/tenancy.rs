@@ -70,6 +70,23 @@ impl Principal {
     }
 }
 
+/// The holder of a credential, by its sha256 and the time.
+const HOLDER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
+        w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
+        w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
+        p.id AS project_id, p.uuid AS project_uuid, k.id AS api_key_id, k.default_version,
+        k.kind AS key_kind, k.limits
+     FROM api_key k
+     JOIN user_account u ON u.id = k.user_id
+     JOIN workspace w ON w.id = k.workspace_id
+     JOIN workspace_member m ON m.workspace_id = w.id AND m.user_id = u.id
+     JOIN project p ON p.workspace_id = w.id AND p.is_default
+     WHERE k.hash = $1 AND k.revoked_at IS NULL AND u.disabled_at IS NULL AND w.disabled_at IS NULL
+        AND (k.expires_at IS NULL OR k.expires_at > $2)
+        AND (k.starts_at IS NULL OR k.starts_at <= $2)
+        AND (k.parent_hash IS NULL OR EXISTS (SELECT 1 FROM api_key q WHERE q.hash = k.parent_hash
+            AND q.revoked_at IS NULL AND (q.expires_at IS NULL OR q.expires_at > $2)))";
+
 /// A member of a workspace as a principal that has shown nothing.
 const MEMBER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
         w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
@@ -85,24 +102,7 @@ const MEMBER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS use
 impl Store {
     /// The holder of the credential with this sha256, unless it was revoked, has expired or is not valid yet.
     pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
-        let holder = Query::with(
-            "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
-                    w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
-                    w.tier AS workspace_tier, w.address AS workspace_address, m.role AS member_role,
-                    p.id AS project_id, p.uuid AS project_uuid, k.id AS api_key_id, k.default_version,
-                    k.kind AS key_kind, k.limits
-             FROM api_key k
-             JOIN user_account u ON u.id = k.user_id
-             JOIN workspace w ON w.id = k.workspace_id
-             JOIN workspace_member m ON m.workspace_id = w.id AND m.user_id = u.id
-             JOIN project p ON p.workspace_id = w.id AND p.is_default
-             WHERE k.hash = $1 AND k.revoked_at IS NULL AND u.disabled_at IS NULL AND w.disabled_at IS NULL
-                AND (k.expires_at IS NULL OR k.expires_at > $2)
-                AND (k.starts_at IS NULL OR k.starts_at <= $2)
-                AND (k.parent_hash IS NULL OR EXISTS (SELECT 1 FROM api_key q WHERE q.hash = k.parent_hash
-                    AND q.revoked_at IS NULL AND (q.expires_at IS NULL OR q.expires_at > $2)))",
-            [key_hash.to_owned().into(), now.micros().into()],
-        );
+        let holder = Query::with(HOLDER, [key_hash.to_owned().into(), now.micros().into()]);
         self.readers().here(|db| db.first(&holder))
     }
 
