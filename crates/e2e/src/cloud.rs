@@ -2,6 +2,7 @@
 //!
 //! The one rule: dropping a cloud ends every process it started and every VM of its folder.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use holdfast_harness::client::Client;
 use holdfast_harness::operation;
-use holdfast_harness::server::{Node, Options, Server};
+use holdfast_harness::server::{Node, Options, Server, tail};
 use holdfast_harness::until;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::leftovers;
 
 /// Long enough for an emulated guest on a busy machine. These are limits of patience, several times what a machine of two
 /// slow cores needs: they say that something hangs, and never how fast it is.
@@ -184,8 +187,19 @@ impl Cloud {
     /// Waits until the operation is over, and fails unless it is done.
     pub fn done(&self, id: &str, limit: Duration) -> Value {
         let over = self.over(id, limit);
-        assert_eq!(over["status"], "done", "{over:#}\n{}", self.server.log_end(30));
+        assert_eq!(over["status"], "done", "{over:#}\n{}\n{}", self.server.log_end(30), self.consoles());
         over
+    }
+
+    /// What the VMs that are there said last.
+    fn consoles(&self) -> String {
+        let mut said = String::new();
+        for folder in [self.server.data_dir(), self.folder.path()] {
+            for log in leftovers::files_named(folder, "serial.log") {
+                let _ = writeln!(said, "--- the end of {}\n{}", log.display(), tail(&log, 60));
+            }
+        }
+        said
     }
 
     /// Waits until the operation is over, however.
@@ -197,7 +211,7 @@ impl Cloud {
         });
         over.unwrap_or_else(|error| {
             let now = operation::by_id(&self.client, id).unwrap_or(Value::Null);
-            panic!("{error}\n{now:#}\n{}", self.server.log_end(40))
+            panic!("{error}\n{now:#}\n{}\n{}", self.server.log_end(40), self.consoles())
         })
     }
 

@@ -70,6 +70,17 @@ pub fn paths_naming(folder: &Path, uuid: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Files with this name below a folder.
+pub fn files_named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    walk(folder, &mut |path| {
+        if path.file_name().is_some_and(|n| n == name) {
+            found.push(path.to_owned());
+        }
+    });
+    found
+}
+
 /// Files below the folders that hold one of the byte strings, also across the boundaries of reads.
 pub fn files_holding(folders: &[PathBuf], needles: &[Vec<u8>]) -> Vec<PathBuf> {
     let mut found = Vec::new();
