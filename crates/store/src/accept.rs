@@ -5,16 +5,16 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::Diff;
 use holdfast_model::vm::VmStatus;
-use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use crate::audit::{self, RequestInfo, audit_insert};
 use crate::idempotency::idempotency_link;
 use crate::operations::{NewEvent, events_append};
 use crate::queue;
+use crate::sql;
 use crate::tenancy::Principal;
 use crate::vms::vm_set_status;
-use crate::{Db, Tx, fault, is_duplicate, json};
+use crate::{Tx, fault, json};
 
 /// A resource that an operation touches, besides its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,7 @@ pub async fn vm_operation_accept(
             IfBusy::Queue { .. } => waits = true,
         }
     }
-    let id: i64 = sqlx::query_scalar(
+    let id: i64 = sql::query(
         "INSERT INTO operation (uuid, workspace_id, project_id, kind, verb, operation_type, plan_version, target_state,
             resource_id, resource_uuid, resource_name, compose_hash, user_id, username, email, api_key_id,
             client_address, request_id, trace_id, request, diff, status, status_before, direction, step, step_entered,
@@ -128,16 +128,15 @@ pub async fn vm_operation_accept(
     .await
     .map_err(fault)?;
 
-    let mut claim = QueryBuilder::<Db>::new(
-        "INSERT INTO operation_resource (operation_id, kind, resource_id, role, held, waiting) ",
-    );
-    claim.push_values(touches, |mut row, touch| {
+    let mut claim =
+        sql::query("INSERT INTO operation_resource (operation_id, kind, resource_id, role, held, waiting) ");
+    claim.push_values(touches, |row, touch| {
         row.push_bind(id).push_bind(touch.kind).push_bind(touch.id).push_bind(touch.role);
         row.push_bind(touch.is_claim() && !waits).push_bind(touch.is_claim() && waits);
     });
-    match claim.build().execute(&mut **tx).await {
+    match claim.execute(tx).await {
         Ok(_) => {}
-        Err(e) if is_duplicate(&e) => return Err(busy(submit.vm_name)),
+        Err(e) if e.is_duplicate() => return Err(busy(submit.vm_name)),
         Err(e) => return Err(fault(e)),
     }
     let state = if waits { submit.status_before } else { plan.accepted };

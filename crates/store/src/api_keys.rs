@@ -11,6 +11,7 @@ use holdfast_model::error::Error;
 use holdfast_model::limits::Limits;
 use uuid::Uuid;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault, json};
 
 /// What a credential is, and so how it may be shown: a session only as a cookie, everything else only as a header.
@@ -56,7 +57,7 @@ pub struct NewKey<'a> {
 }
 
 /// A credential, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiKey {
     pub id: i64,
     pub uuid: String,
@@ -68,7 +69,6 @@ pub struct ApiKey {
     pub name: String,
     pub prefix: String,
     pub default_version: String,
-    #[sqlx(try_from = "String")]
     pub limits: Limits,
     pub created_at: i64,
     pub updated_at: Option<i64>,
@@ -76,6 +76,25 @@ pub struct ApiKey {
     pub starts_at: Option<i64>,
     pub expires_at: Option<i64>,
 }
+
+record!(ApiKey {
+    id,
+    uuid,
+    user_id,
+    workspace_id,
+    workspace_slug,
+    workspace_name,
+    kind,
+    name,
+    prefix,
+    default_version,
+    limits from String,
+    created_at,
+    updated_at,
+    last_used_at,
+    starts_at,
+    expires_at,
+});
 
 impl ApiKey {
     /// Since when its secret is what it is, in microseconds.
@@ -96,15 +115,15 @@ impl Store {
             "{COLUMNS} WHERE k.user_id = $1 AND ($2 IS NULL OR k.workspace_id = $2) AND k.kind <> 'session'
                 AND k.revoked_at IS NULL ORDER BY k.id"
         );
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(user).bind(workspace).fetch_all(self.read()).await.map_err(fault)
+        sql::query(sql).bind(user).bind(workspace).fetch_all(self.read()).await.map_err(fault)
     }
 
     /// Every token of the installation that was not revoked, oldest first.
     pub async fn api_keys_of_all(&self) -> Result<Vec<(String, ApiKey)>, Error> {
         let sql = format!("{COLUMNS} WHERE k.kind <> 'session' AND k.revoked_at IS NULL ORDER BY k.id");
-        let keys: Vec<ApiKey> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(self.read()).await.map_err(fault)?;
+        let keys: Vec<ApiKey> = sql::query(sql).fetch_all(self.read()).await.map_err(fault)?;
         let names: Vec<(i64, String)> =
-            sqlx::query_as("SELECT id, username FROM user_account").fetch_all(self.read()).await.map_err(fault)?;
+            sql::query("SELECT id, username FROM user_account").fetch_all(self.read()).await.map_err(fault)?;
         let name = |user| names.iter().find(|(id, _)| *id == user).map(|(_, name)| name.clone()).unwrap_or_default();
         Ok(keys.into_iter().map(|key| (name(key.user_id), key)).collect())
     }
@@ -113,12 +132,12 @@ impl Store {
 /// One token that was not revoked. Sessions are none.
 pub async fn api_key_get(tx: &mut Tx, id: i64) -> Result<Option<ApiKey>, Error> {
     let sql = format!("{COLUMNS} WHERE k.id = $1 AND k.kind <> 'session' AND k.revoked_at IS NULL");
-    sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut **tx).await.map_err(fault)
+    sql::query(sql).bind(id).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// Keeps a credential, and returns its id.
 pub async fn api_key_insert(tx: &mut Tx, new: &NewKey<'_>, now: Timestamp) -> Result<i64, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "INSERT INTO api_key (uuid, workspace_id, user_id, kind, name, prefix, hash, limits, default_version, created_at,
             expires_at, parent_hash)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id",
@@ -150,7 +169,7 @@ pub async fn api_key_replace(
     expires_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE api_key SET prefix = $2, hash = $3, default_version = $4, expires_at = $5, updated_at = $6,
             last_used_at = NULL WHERE id = $1",
     )
@@ -160,7 +179,7 @@ pub async fn api_key_replace(
     .bind(default_version)
     .bind(expires_at.map(Timestamp::micros))
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -168,24 +187,24 @@ pub async fn api_key_replace(
 
 /// Makes a credential worthless. False when it is so already.
 pub async fn api_key_revoke(tx: &mut Tx, id: i64, now: Timestamp) -> Result<bool, Error> {
-    sqlx::query("UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
+    sql::query("UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
         .bind(id)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
-        .map(|done| done.rows_affected() == 1)
+        .map(|done| done == 1)
         .map_err(fault)
 }
 
 /// Ends whatever a user's password gave: their sessions and the tokens of their logins with it.
 pub async fn logins_end(tx: &mut Tx, user: i64, now: Timestamp) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE api_key SET revoked_at = $2
          WHERE user_id = $1 AND kind IN ('session', 'password') AND revoked_at IS NULL",
     )
     .bind(user)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -195,13 +214,13 @@ pub async fn logins_end(tx: &mut Tx, user: i64, now: Timestamp) -> Result<(), Er
 pub async fn api_keys_used(tx: &mut Tx, used: &[(i64, i64)]) -> Result<(), Error> {
     for (id, at) in used {
         // A secret that was replaced meanwhile was used before it was made.
-        sqlx::query(
+        sql::query(
             "UPDATE api_key SET last_used_at = $2
              WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < $2) AND (updated_at IS NULL OR updated_at < $2)",
         )
         .bind(id)
         .bind(at)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     }
@@ -212,10 +231,9 @@ pub async fn api_keys_used(tx: &mut Tx, used: &[(i64, i64)]) -> Result<(), Error
 /// names them by number only.
 pub async fn sessions_forget(tx: &mut Tx, keep: Duration, now: Timestamp) -> Result<u64, Error> {
     let before = now.micros() - i64::try_from(keep.as_micros()).unwrap_or(i64::MAX);
-    sqlx::query("DELETE FROM api_key WHERE kind = 'session' AND (expires_at < $1 OR revoked_at < $1)")
+    sql::query("DELETE FROM api_key WHERE kind = 'session' AND (expires_at < $1 OR revoked_at < $1)")
         .bind(before)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
-        .map(|done| done.rows_affected())
         .map_err(fault)
 }

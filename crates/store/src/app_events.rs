@@ -4,12 +4,12 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
-use sqlx::QueryBuilder;
 
-use crate::{Db, Store, fault};
+use crate::sql::{self, Query, record};
+use crate::{Store, fault};
 
 /// Something that happened to a CVM of an app.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppEvent {
     /// Public id of the operation that it is a moment of.
     pub operation_uuid: Option<String>,
@@ -34,6 +34,24 @@ pub struct AppEvent {
     pub created_by: i64,
 }
 
+record!(AppEvent {
+    operation_uuid,
+    seq,
+    event_type,
+    state,
+    at,
+    operation_type,
+    target_state,
+    payload,
+    triggered_by,
+    vm_uuid,
+    instance_id,
+    vm_name,
+    instance_type,
+    workspace_id,
+    created_by,
+});
+
 /// Which events. Everything set must hold.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -46,7 +64,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn push(&self, query: &mut QueryBuilder<Db>, app_row: i64, event_type: &str, at: &str) {
+    fn push(&self, query: &mut Query, app_row: i64, event_type: &str, at: &str) {
         query.push(" WHERE v.app_row = ").push_bind(app_row);
         if let Some(word) = &self.event_type {
             query.push(format!(" AND {event_type} = ")).push_bind(word.clone());
@@ -63,7 +81,7 @@ impl Filter {
     }
 
     /// Both kinds of events as one table.
-    fn push_all(&self, query: &mut QueryBuilder<Db>, app_row: i64) {
+    fn push_all(&self, query: &mut Query, app_row: i64) {
         query.push(
             "(SELECT o.uuid AS operation_uuid, e.seq, e.event_type, e.state, e.at, o.operation_type, o.target_state,
                 o.diff AS payload, o.user_id AS triggered_by, v.uuid AS vm_uuid, v.instance_id,
@@ -90,16 +108,16 @@ impl Filter {
 impl Store {
     /// The newest events of an app's CVMs, deleted ones among them, newest first; and how many there are in all.
     pub async fn app_events(&self, app_row: i64, filter: &Filter, limit: i64) -> Result<(Vec<AppEvent>, i64), Error> {
-        let mut query = QueryBuilder::new(
+        let mut query = sql::query(
             "SELECT operation_uuid, seq, event_type, state, at, operation_type, target_state, payload, triggered_by,
                 vm_uuid, instance_id, vm_name, instance_type, workspace_id, created_by FROM ",
         );
         filter.push_all(&mut query, app_row);
         query.push(" ORDER BY at DESC, number DESC LIMIT ").push_bind(limit);
-        let events = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        let mut query = QueryBuilder::new("SELECT COUNT(*) FROM ");
+        let events = query.fetch_all(self.read()).await.map_err(fault)?;
+        let mut query = sql::query("SELECT COUNT(*) FROM ");
         filter.push_all(&mut query, app_row);
-        let total = query.build_query_scalar().fetch_one(self.read()).await.map_err(fault)?;
+        let total = query.fetch_one(self.read()).await.map_err(fault)?;
         Ok((events, total))
     }
 }

@@ -3,12 +3,12 @@
 //! The one rule: an app is listed while it has a living CVM, and a filter holds when one such CVM fulfils all of it.
 
 use holdfast_model::error::Error;
-use sqlx::QueryBuilder;
 
-use crate::{Db, Store, Tx, fault};
+use crate::sql::{self, Query, record};
+use crate::{Store, Tx, fault};
 
 /// An app of a workspace.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     pub id: i64,
     /// 40 hex digits.
@@ -16,6 +16,8 @@ pub struct App {
     pub name: String,
     pub created_at: i64,
 }
+
+record!(App { id, app_id, name, created_at });
 
 /// Which apps a list shows. Everything set must hold of one living CVM.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +34,7 @@ pub struct Filter {
 }
 
 /// What some living CVM is, in the words that [`Filter`] takes.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterOption {
     pub status: String,
     pub image: String,
@@ -41,8 +43,10 @@ pub struct FilterOption {
     pub region: Option<String>,
 }
 
+record!(FilterOption { status, image, instance_type, node, region });
+
 impl Filter {
-    fn push(&self, query: &mut QueryBuilder<Db>, workspace: i64) {
+    fn push(&self, query: &mut Query, workspace: i64) {
         query.push(" FROM app a WHERE a.workspace_id = ").push_bind(workspace);
         query.push(" AND EXISTS (SELECT 1 FROM vm v JOIN node n ON n.id = v.node_id");
         query.push(" WHERE v.app_row = a.id AND v.deleted_at IS NULL");
@@ -61,11 +65,7 @@ impl Filter {
         }
         if !self.statuses.is_empty() {
             query.push(" AND v.status IN (");
-            let mut list = query.separated(", ");
-            for status in &self.statuses {
-                list.push_bind(status.clone());
-            }
-            list.push_unseparated(")");
+            query.push_list(&self.statuses).push(")");
         }
         if let Some(search) = &self.search {
             let pattern = prefix_pattern(search);
@@ -102,19 +102,19 @@ impl Store {
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<App>, i64), Error> {
-        let mut query = QueryBuilder::new("SELECT a.id, a.app_id, a.name, a.created_at");
+        let mut query = sql::query("SELECT a.id, a.app_id, a.name, a.created_at");
         filter.push(&mut query, workspace);
         query.push(" ORDER BY a.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
-        let apps = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
-        let mut query = QueryBuilder::new("SELECT COUNT(*)");
+        let apps = query.fetch_all(self.read()).await.map_err(fault)?;
+        let mut query = sql::query("SELECT COUNT(*)");
         filter.push(&mut query, workspace);
-        let total = query.build_query_scalar().fetch_one(self.read()).await.map_err(fault)?;
+        let total = query.fetch_one(self.read()).await.map_err(fault)?;
         Ok((apps, total))
     }
 
     /// An app of a workspace by its app id, whether or not it has CVMs.
     pub async fn app(&self, workspace: i64, app_id: &str) -> Result<Option<App>, Error> {
-        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
+        sql::query("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
             .bind(workspace)
             .bind(app_id)
             .fetch_optional(self.read())
@@ -126,7 +126,7 @@ impl Store {
 impl Store {
     /// An app of a workspace by its internal key.
     pub async fn app_by_row(&self, workspace: i64, id: i64) -> Result<Option<App>, Error> {
-        sqlx::query_as("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND id = $2")
+        sql::query("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND id = $2")
             .bind(workspace)
             .bind(id)
             .fetch_optional(self.read())
@@ -136,7 +136,7 @@ impl Store {
 
     /// What the living CVMs of a workspace are, each combination once.
     pub async fn app_filter_options(&self, workspace: i64) -> Result<Vec<FilterOption>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT DISTINCT v.status, v.image, v.instance_type, n.name AS node, n.region FROM vm v
              JOIN node n ON n.id = v.node_id WHERE v.workspace_id = $1 AND v.deleted_at IS NULL",
         )
@@ -148,7 +148,7 @@ impl Store {
 
     /// The nonce that the workspace's next app gets unless its id is taken.
     pub async fn next_nonce(&self, workspace: i64) -> Result<i64, Error> {
-        sqlx::query_scalar("SELECT next_nonce FROM workspace WHERE id = $1")
+        sql::query("SELECT next_nonce FROM workspace WHERE id = $1")
             .bind(workspace)
             .fetch_one(self.read())
             .await
@@ -157,32 +157,22 @@ impl Store {
 
     /// Those of these app ids that an app has, or that a provision of the workspace waits with.
     pub async fn app_ids_taken(&self, workspace: i64, app_ids: &[&str]) -> Result<Vec<String>, Error> {
-        taken(workspace, app_ids).build_query_scalar().fetch_all(self.read()).await.map_err(fault)
+        taken(workspace, app_ids).fetch_all(self.read()).await.map_err(fault)
     }
 }
 
 /// True when an app has this id, or a provision of the workspace waits with it.
 pub async fn app_id_is_taken(tx: &mut Tx, workspace: i64, app_id: &str) -> Result<bool, Error> {
-    let mut query = taken(workspace, &[app_id]);
-    let found: Option<String> = query.build_query_scalar().fetch_optional(&mut **tx).await.map_err(fault)?;
+    let query = taken(workspace, &[app_id]);
+    let found: Option<String> = query.fetch_optional(&mut **tx).await.map_err(fault)?;
     Ok(found.is_some())
 }
 
-fn taken(workspace: i64, app_ids: &[&str]) -> QueryBuilder<Db> {
-    let mut query = QueryBuilder::new("SELECT app_id FROM app WHERE app_id IN (");
-    push_list(&mut query, app_ids);
-    query.push(") UNION SELECT app_id FROM provision WHERE workspace_id = ").push_bind(workspace);
-    query.push(" AND app_id IN (");
-    push_list(&mut query, app_ids);
-    query.push(")");
+fn taken(workspace: i64, app_ids: &[&str]) -> Query {
+    let mut query = sql::query("SELECT app_id FROM app WHERE app_id IN (");
+    query.push_list(app_ids).push(") UNION SELECT app_id FROM provision WHERE workspace_id = ").push_bind(workspace);
+    query.push(" AND app_id IN (").push_list(app_ids).push(")");
     query
-}
-
-fn push_list(query: &mut QueryBuilder<Db>, words: &[&str]) {
-    let mut list = query.separated(", ");
-    for word in words {
-        list.push_bind((*word).to_owned());
-    }
 }
 
 #[cfg(test)]

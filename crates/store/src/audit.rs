@@ -5,6 +5,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use uuid::Uuid;
 
+use crate::sql;
 use crate::tenancy::Principal;
 use crate::{Tx, fault};
 
@@ -44,7 +45,7 @@ pub async fn audit_insert(
     entry: Entry<'_>,
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO audit_log (uuid, workspace_id, actor_type, actor_id, actor_name, api_key_id, client_address,
             request_id, method, path, status_code, action, target_type, target_id, operation_id, at, user_agent,
             operation_uuid)
@@ -67,7 +68,7 @@ pub async fn audit_insert(
     .bind(entry.operation_id)
     .bind(now.micros())
     .bind(&request.user_agent)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

@@ -8,7 +8,7 @@ use holdfast_model::error::Error;
 
 use crate::Store;
 use crate::page::{COUNTED, From, Page, Place, Sort, Spelling, Total, number, text};
-use crate::reader::{Query, Snapshot, record};
+use crate::sql::{self, Query, Session, record};
 
 /// One request that changed something, or was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,7 +185,7 @@ impl Filter {
         let sorted = by_status && !walk;
         let spell: Spelling =
             if sorted { |column| format!("(a.{column} + 0)") } else { |column| format!("a.{column}") };
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         for (i, code) in codes.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " }).push(COLUMNS);
             self.push(&mut query, lead, *code, false);
@@ -200,7 +200,7 @@ impl Filter {
 
     /// The query that counts the newest that match, up to one more than [`COUNTED`]: (count, lowest key).
     fn count(&self, before: &str, codes: &[i64]) -> Query {
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         query.push("SELECT COUNT(*), COALESCE(MIN(id), 0) FROM (");
         for (i, code) in codes.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " });
@@ -213,7 +213,7 @@ impl Filter {
 
     /// The query of the key at one end of a range.
     fn end(&self, code: i64, newest: bool) -> Query {
-        let mut query = Query::new("SELECT a.id FROM audit_log a");
+        let mut query = sql::query("SELECT a.id FROM audit_log a");
         self.push(&mut query, self.lead(), code, true);
         query.push(if newest { " ORDER BY a.at DESC, a.id DESC" } else { " ORDER BY a.at, a.id" }).push(" LIMIT 1");
         query
@@ -221,7 +221,7 @@ impl Filter {
 
     /// The query of the status codes that the workspace has within the bounds, each found by one step in the index.
     fn codes(&self) -> Query {
-        let mut query = Query::new("WITH RECURSIVE code(value) AS (SELECT MIN(status_code) FROM audit_log");
+        let mut query = sql::query("WITH RECURSIVE code(value) AS (SELECT MIN(status_code) FROM audit_log");
         query.push(" WHERE workspace_id = ").push_bind(self.workspace);
         query.push(" AND status_code >= ").push_bind(self.status_min.unwrap_or(0));
         query.push(" UNION ALL SELECT (SELECT MIN(status_code) FROM audit_log WHERE workspace_id = ");
@@ -236,7 +236,7 @@ impl Store {
     /// A page of at most `limit` entries. An order by status code needs `at` as its second term: the index has it so.
     pub async fn audit_log(&self, filter: &Filter, sort: &Sort, from: &From, limit: i64) -> Result<Page<Entry>, Error> {
         let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
-        let reading = self.readers().aside(move |db| {
+        let reading = self.read().aside(move |db| {
             let codes: Vec<i64> = match filter.lead() {
                 Lead::Status => db.all(&filter.codes())?.into_iter().map(|(code,)| code).collect(),
                 _ => vec![0],
@@ -254,21 +254,21 @@ impl Store {
 
     /// One entry of a workspace.
     pub async fn audit_entry(&self, workspace: i64, uuid: &str) -> Result<Option<Entry>, Error> {
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE a.uuid = ").push_bind(uuid.to_owned());
         query.push(" AND a.workspace_id = ").push_bind(workspace);
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// Every request that made or changed an operation, oldest first.
     pub async fn operation_requests(&self, operation_uuid: &str) -> Result<Vec<Entry>, Error> {
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE a.operation_uuid = ").push_bind(operation_uuid.to_owned()).push(" ORDER BY a.at, a.id");
-        self.readers().here(|db| db.all(&query))
+        self.read().here(|db| db.all(&query))
     }
 }
 
-fn count(db: &Snapshot<'_>, filter: &Filter, codes: &[i64]) -> Result<Total, Error> {
+fn count(db: &Session, filter: &Filter, codes: &[i64]) -> Result<Total, Error> {
     let (count, lowest): (i64, i64) = db.one(&filter.count("", codes))?;
     if count <= COUNTED {
         return Ok(Total::exact(count));
@@ -292,7 +292,7 @@ mod tests {
     const EXPLAIN: &str = "EXPLAIN QUERY PLAN ";
 
     fn plan(store: &Store, query: Query) -> Vec<String> {
-        let rows: Vec<(i64, i64, i64, String)> = store.readers().here(|db| db.all(&query)).expect("a plan");
+        let rows: Vec<(i64, i64, i64, String)> = store.read().here(|db| db.all(&query)).expect("a plan");
         rows.into_iter().map(|(.., step)| step).collect()
     }
 

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
-use holdfast_trust::chain::{ACCEPTED, Checkpoint, EVENT, Entry, Hash, ORIGIN, PublicKey, SealKey, Value, link};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, SqliteConnection};
+use holdfast_trust::chain::{
+    ACCEPTED, Checkpoint, EVENT, Entry, Hash, ORIGIN, OUTCOME, PublicKey, SealKey, Value, link,
+};
 
-use crate::{Db, Store, commit, fault, is_duplicate};
+use crate::sql::{self, Columns, Record, Session};
+use crate::{Store, commit, fault};
 
 /// Name of the public key among the facts of the installation.
 const PUBLIC_KEY: &str = "checkpoint_public_key";
@@ -41,10 +42,10 @@ pub struct Placed {
 impl Store {
     /// Seals at most `limit` events in the order of their positions.
     pub async fn events_seal(&self, key: &SealKey, limit: i64, now: Timestamp) -> Result<Sealing, Error> {
-        let mut snapshot = self.read().begin().await.map_err(fault)?;
+        let mut snapshot = self.read().begin()?;
         let (last, previous_hash) = head(&mut snapshot).await?;
         let placed = entries(&mut snapshot, last, i64::MAX, limit).await?;
-        snapshot.rollback().await.map_err(fault)?;
+        drop(snapshot);
         if placed.is_empty() {
             return Ok(Sealing::Nothing);
         }
@@ -70,7 +71,8 @@ impl Store {
         };
         let checkpoint = checkpoint.sign(key);
         let mut tx = self.begin().await?;
-        let inserted = sqlx::query(
+        tx.may_take_long(true);
+        let inserted = sql::query(
             "INSERT INTO checkpoint (last_position, first_position, previous_hash, hash, sealed_at, signature)
              SELECT $1, $2, $3, $4, $5, $6 WHERE (SELECT COALESCE(MAX(last_position), 0) FROM checkpoint) = $7",
         )
@@ -81,23 +83,23 @@ impl Store {
         .bind(checkpoint.sealed_at)
         .bind(hex::encode(checkpoint.signature))
         .bind(last)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await;
         match inserted {
-            Ok(done) if done.rows_affected() == 1 => {}
+            Ok(1) => {}
             Ok(_) => return Ok(Sealing::Lost),
-            Err(e) if is_duplicate(&e) => return Ok(Sealing::Lost),
+            Err(e) if e.is_duplicate() => return Ok(Sealing::Lost),
             Err(e) => return Err(fault(e)),
         }
         for chunk in seals.chunks(CHUNK) {
-            let mut query = QueryBuilder::<Db>::new("INSERT INTO event_seal (position, operation_uuid, seq, leaf) ");
-            query.push_values(chunk, |mut row, (entry, leaf)| {
+            let mut query = sql::query("INSERT INTO event_seal (position, operation_uuid, seq, leaf) ");
+            query.push_values(chunk, |row, (entry, leaf)| {
                 row.push_bind(entry.position)
                     .push_bind(entry.operation.clone())
                     .push_bind(entry.seq)
                     .push_bind(leaf.clone());
             });
-            query.build().execute(&mut *tx).await.map_err(fault)?;
+            query.execute(&mut tx).await.map_err(fault)?;
         }
         commit(tx).await?;
         Ok(Sealing::Sealed(seals.len()))
@@ -105,7 +107,7 @@ impl Store {
 
     /// Keeps the public key where an auditor finds it. True when another one stood there.
     pub async fn public_key_keep(&self, key: &PublicKey) -> Result<bool, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         let stored = public_key(&mut connection).await?;
         drop(connection);
         let text = key.to_hex();
@@ -113,12 +115,12 @@ impl Store {
             return Ok(false);
         }
         let mut tx = self.begin().await?;
-        sqlx::query(
+        sql::query(
             "INSERT INTO installation (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         )
         .bind(PUBLIC_KEY)
         .bind(text)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(fault)?;
         commit(tx).await?;
@@ -127,8 +129,8 @@ impl Store {
 }
 
 /// The public key that the database names, as text.
-pub(crate) async fn public_key(connection: &mut SqliteConnection) -> Result<Option<String>, Error> {
-    sqlx::query_scalar("SELECT value FROM installation WHERE name = $1")
+pub(crate) async fn public_key(connection: &mut Session) -> Result<Option<String>, Error> {
+    sql::query("SELECT value FROM installation WHERE name = $1")
         .bind(PUBLIC_KEY)
         .fetch_optional(connection)
         .await
@@ -136,9 +138,9 @@ pub(crate) async fn public_key(connection: &mut SqliteConnection) -> Result<Opti
 }
 
 /// Position and hash of the newest checkpoint.
-async fn head(connection: &mut SqliteConnection) -> Result<(i64, Hash), Error> {
+async fn head(connection: &mut Session) -> Result<(i64, Hash), Error> {
     let row: Option<(i64, String)> =
-        sqlx::query_as("SELECT last_position, hash FROM checkpoint ORDER BY last_position DESC LIMIT 1")
+        sql::query("SELECT last_position, hash FROM checkpoint ORDER BY last_position DESC LIMIT 1")
             .fetch_optional(connection)
             .await
             .map_err(fault)?;
@@ -153,12 +155,7 @@ pub(crate) fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 }
 
 /// Events above `after` up to `last`, in the order of their positions, with everything that they bind.
-pub(crate) async fn entries(
-    connection: &mut SqliteConnection,
-    after: i64,
-    last: i64,
-    limit: i64,
-) -> Result<Vec<Placed>, Error> {
+pub(crate) async fn entries(connection: &mut Session, after: i64, last: i64, limit: i64) -> Result<Vec<Placed>, Error> {
     let sql = format!(
         "SELECT p.position, o.id, o.uuid, CAST(e.seq AS TEXT),
             o.status IN ('done', 'failed', 'cancelled') AND NOT EXISTS (SELECT 1 FROM operation_event later
@@ -169,23 +166,15 @@ pub(crate) async fn entries(
          WHERE p.position > $1 AND p.position <= $2 ORDER BY p.position LIMIT $3",
         columns("e.", &EVENT)
     );
-    let rows = sqlx::query(AssertSqlSafe(sql))
-        .bind(after)
-        .bind(last)
-        .bind(limit)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(fault)?;
-    let mut placed = Vec::with_capacity(rows.len());
+    let placed: Vec<Found> =
+        sql::query(sql).bind(after).bind(last).bind(limit).fetch_all(&mut *connection).await.map_err(fault)?;
     let mut bound: Vec<i64> = Vec::new();
-    for row in &rows {
-        let event = Found::read(row)?;
-        if let Found { operation: Some((id, _)), seq, over, .. } = &event
+    for event in &placed {
+        if let Found { operation: Some((id, _)), seq, over, .. } = event
             && (*seq == 1 || *over)
         {
             bound.push(*id);
         }
-        placed.push(event);
     }
     bound.sort_unstable();
     bound.dedup();
@@ -204,20 +193,24 @@ struct Found {
     event: Vec<Value>,
 }
 
-impl Found {
-    fn read(row: &SqliteRow) -> Result<Self, Error> {
-        let id: Option<i64> = row.try_get(1).map_err(fault)?;
-        let uuid = text(row, 2);
+impl Record for Found {
+    const COLUMNS: &'static [&'static str] = &[];
+
+    fn read(row: &mut Columns<'_>) -> rusqlite::Result<Self> {
+        let position = row.next()?;
+        let id: Option<i64> = row.next()?;
         Ok(Self {
-            position: row.try_get(0).map_err(fault)?,
-            operation: id.zip(uuid),
+            position,
+            operation: id.zip(row.text()?),
             // Text that is no number is like no number that was sealed.
-            seq: text(row, 3).and_then(|seq| seq.parse().ok()).unwrap_or(-1),
-            over: row.try_get::<Option<bool>, _>(4).map_err(fault)?.unwrap_or_default(),
-            event: (5..5 + EVENT.len()).map(|index| text(row, index)).collect(),
+            seq: row.text()?.and_then(|seq| seq.parse().ok()).unwrap_or(-1),
+            over: row.next::<Option<bool>>()?.unwrap_or_default(),
+            event: row.texts(EVENT.len())?,
         })
     }
+}
 
+impl Found {
     fn placed(self, operations: &HashMap<i64, Vec<Value>>) -> Placed {
         let entry = self.operation.map(|(id, uuid)| {
             let values = operations.get(&id);
@@ -241,37 +234,38 @@ impl Found {
 }
 
 /// What operations bind: the columns of [`ACCEPTED`], then those of [`OUTCOME`].
-///
-/// [`OUTCOME`]: holdfast_trust::chain::OUTCOME
-async fn operations(connection: &mut SqliteConnection, ids: &[i64]) -> Result<HashMap<i64, Vec<Value>>, Error> {
+async fn operations(connection: &mut Session, ids: &[i64]) -> Result<HashMap<i64, Vec<Value>>, Error> {
     let mut found = HashMap::with_capacity(ids.len());
     for chunk in ids.chunks(CHUNK) {
         let select = format!(
             "SELECT o.id, {}, {} FROM operation o WHERE o.id IN (",
             columns("o.", &ACCEPTED),
-            columns("o.", &holdfast_trust::chain::OUTCOME)
+            columns("o.", &OUTCOME)
         );
-        let mut query = QueryBuilder::<Db>::new(select);
-        let mut list = query.separated(", ");
-        for id in chunk {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(")");
-        for row in query.build().fetch_all(&mut *connection).await.map_err(fault)? {
-            let id: i64 = row.try_get(0).map_err(fault)?;
-            found.insert(id, (1..row.len()).map(|index| text(&row, index)).collect());
-        }
+        let mut query = sql::query(select);
+        query.push_list(chunk).push(")");
+        let rows: Vec<Bound> = query.fetch_all(&mut *connection).await.map_err(fault)?;
+        found.extend(rows.into_iter().map(|row| (row.id, row.values)));
     }
     Ok(found)
+}
+
+/// An operation with what it binds.
+struct Bound {
+    id: i64,
+    values: Vec<Value>,
+}
+
+impl Record for Bound {
+    const COLUMNS: &'static [&'static str] = &[];
+
+    fn read(row: &mut Columns<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.next()?, values: row.texts(ACCEPTED.len() + OUTCOME.len())? })
+    }
 }
 
 /// Columns as text: what is hashed does not depend on how a database keeps numbers.
 pub(crate) fn columns(table: &str, names: &[&str]) -> String {
     let casts: Vec<String> = names.iter().map(|name| format!("CAST({table}{name} AS TEXT)")).collect();
     casts.join(", ")
-}
-
-/// A value as text. Bytes that are no text were not written by us, and are like nothing that was.
-pub(crate) fn text(row: &SqliteRow, index: usize) -> Value {
-    row.try_get_unchecked::<Option<String>, _>(index).unwrap_or_else(|_| Some("\u{fffd}".to_owned()))
 }

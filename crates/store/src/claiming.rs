@@ -21,6 +21,7 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
 use crate::operations::Claimed;
+use crate::sql;
 use crate::{Store, Tx, fault, pass_on};
 
 /// What a claim writes.
@@ -98,7 +99,7 @@ async fn oldest(tx: &mut Tx, lease: &Lease<'_>, limit: i64) -> Result<Vec<Claime
     if limit <= 0 {
         return Ok(Vec::new());
     }
-    sqlx::query_as(claim!(""))
+    sql::query(claim!(""))
         .bind(lease.owner)
         .bind(lease.until.micros())
         .bind(lease.now.micros())
@@ -109,7 +110,7 @@ async fn oldest(tx: &mut Tx, lease: &Lease<'_>, limit: i64) -> Result<Vec<Claime
 }
 
 async fn oldest_of(tx: &mut Tx, lease: &Lease<'_>, workspace: i64, limit: i64) -> Result<Vec<Claimed>, Error> {
-    sqlx::query_as(claim!("workspace_id = $5 AND "))
+    sql::query(claim!("workspace_id = $5 AND "))
         .bind(lease.owner)
         .bind(lease.until.micros())
         .bind(lease.now.micros())
@@ -123,7 +124,7 @@ async fn oldest_of(tx: &mut Tx, lease: &Lease<'_>, workspace: i64, limit: i64) -
 /// Workspaces between these keys, the first not included, that have something to claim; by their keys, at most `limit`.
 /// It skips in the index from one workspace to the next, however much each of them has.
 async fn workspaces_due(tx: &mut Tx, (after, last): (i64, i64), limit: i64, now: Timestamp) -> Result<Vec<i64>, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "WITH RECURSIVE line(workspace_id) AS (
             SELECT MIN(workspace_id) FROM operation WHERE wake_at IS NOT NULL AND workspace_id > $1
             UNION ALL

@@ -6,6 +6,7 @@
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
+use crate::sql;
 use crate::{Store, fault};
 
 /// How much there is of what an operator watches. Words that are missing count 0.
@@ -23,13 +24,13 @@ impl Store {
     /// Nodes that were not heard of for `patience` microseconds count as offline.
     pub async fn counts(&self, patience: i64, now: Timestamp) -> Result<Counts, Error> {
         // The condition is the index's own, word for word.
-        let operations = sqlx::query_as(
+        let operations = sql::query(
             "SELECT status, COUNT(*) FROM operation WHERE status IN ('pending', 'running', 'stuck') GROUP BY status",
         )
         .fetch_all(self.read())
         .await
         .map_err(fault)?;
-        let nodes = sqlx::query_as(
+        let nodes = sql::query(
             "SELECT CASE WHEN t.revoked_at IS NOT NULL THEN 'revoked' WHEN n.last_seen_at < $1 THEN 'offline'
                 WHEN n.cordoned THEN 'maintenance' WHEN n.ready THEN 'online' ELSE 'not_ready' END AS state, COUNT(*)
              FROM node n JOIN node_token t ON t.id = n.token_id GROUP BY state",
@@ -38,7 +39,7 @@ impl Store {
         .fetch_all(self.read())
         .await
         .map_err(fault)?;
-        let events_unsealed = sqlx::query_scalar(
+        let events_unsealed = sql::query(
             "SELECT COUNT(*) FROM event_position
              WHERE position > (SELECT COALESCE(MAX(last_position), 0) FROM checkpoint)",
         )

@@ -10,13 +10,12 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_model::node::{DesiredPage, DesiredVm, Phase, VmReport};
 use holdfast_model::vm::{RestartPolicy, RunState, StopMode, VmSpec, VmStatus};
-use sqlx::QueryBuilder;
 
 use crate::nodes::column;
+use crate::sql::{self, record};
 use crate::vms::{vm_release, vm_set_status};
 use crate::{Store, Tx, fault, from_json, json, stored};
 
-#[derive(sqlx::FromRow)]
 struct DesiredRow {
     vm_id: i64,
     uuid: String,
@@ -38,10 +37,31 @@ struct DesiredRow {
     restart_policy: String,
 }
 
+record!(DesiredRow {
+    vm_id,
+    uuid,
+    generation,
+    run_state,
+    stop,
+    boot_epoch,
+    name,
+    app_id,
+    instance_id,
+    image,
+    vcpu,
+    memory_mb,
+    disk_gb,
+    compose_hash,
+    compose,
+    encrypted_env,
+    user_config,
+    restart_policy,
+});
+
 impl Store {
     /// The node's current revision: cheap to ask, so that a long poll can.
     pub async fn desired_revision(&self, node_id: i64) -> Result<u64, Error> {
-        let revision: i64 = sqlx::query_scalar("SELECT desired_revision FROM node WHERE id = $1")
+        let revision: i64 = sql::query("SELECT desired_revision FROM node WHERE id = $1")
             .bind(node_id)
             .fetch_one(self.read())
             .await
@@ -53,7 +73,7 @@ impl Store {
     pub async fn desired_page(&self, node_id: i64, since: u64) -> Result<DesiredPage, Error> {
         // The revision is read first: a change that commits in between is sent now and again next time, never missed.
         let revision = self.desired_revision(node_id).await?;
-        let rows: Vec<DesiredRow> = sqlx::query_as(
+        let rows: Vec<DesiredRow> = sql::query(
             "SELECT d.vm_id, v.uuid, d.generation, d.run_state, d.stop, d.boot_epoch, v.name, a.app_id, v.instance_id,
                     v.image, v.vcpu, v.memory_mb, v.disk_gb, v.compose_hash, c.content AS compose, v.encrypted_env,
                     v.user_config, v.restart_policy
@@ -118,7 +138,7 @@ pub(crate) async fn desired_write(
     stop: StopMode,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let (node_id, revision): (i64, i64) = sqlx::query_as(
+    let (node_id, revision): (i64, i64) = sql::query(
         "UPDATE node SET desired_revision = desired_revision + 1
          WHERE id = (SELECT node_id FROM vm WHERE id = $1) RETURNING id, desired_revision",
     )
@@ -126,7 +146,7 @@ pub(crate) async fn desired_write(
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_desired (vm_id, node_id, generation, revision, run_state, stop, boot_epoch, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (vm_id) DO UPDATE SET node_id = excluded.node_id, generation = excluded.generation,
@@ -141,44 +161,34 @@ pub(crate) async fn desired_write(
     .bind(json(&stop)?)
     .bind(column(change.boot_epoch))
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
 }
 
 /// What the engine needs of a VM's row of `vm_desired`, which may be missing.
-#[derive(sqlx::FromRow)]
-pub(crate) struct DesiredState {
-    desired_generation: Option<i64>,
-    run_state: Option<String>,
+pub(crate) fn desired(
+    generation: Option<i64>,
+    run_state: Option<&str>,
     boot_epoch: Option<i64>,
-}
-
-impl DesiredState {
-    pub fn read(&self) -> Result<Option<Desired>, Error> {
-        let (Some(generation), Some(run_state), Some(epoch)) =
-            (self.desired_generation, &self.run_state, self.boot_epoch)
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Desired {
-            generation: generation.unsigned_abs(),
-            run_state: stored(RunState::parse(run_state), "run state", run_state)?,
-            boot_epoch: epoch.unsigned_abs(),
-        }))
-    }
+) -> Result<Option<Desired>, Error> {
+    let (Some(generation), Some(run_state), Some(epoch)) = (generation, run_state, boot_epoch) else { return Ok(None) };
+    Ok(Some(Desired {
+        generation: generation.unsigned_abs(),
+        run_state: stored(RunState::parse(run_state), "run state", run_state)?,
+        boot_epoch: epoch.unsigned_abs(),
+    }))
 }
 
 pub(crate) async fn desired_of(tx: &mut Tx, vm_id: i64) -> Result<Option<Desired>, Error> {
-    let row: Option<DesiredState> = sqlx::query_as(
-        "SELECT generation AS desired_generation, run_state, boot_epoch FROM vm_desired WHERE vm_id = $1",
-    )
-    .bind(vm_id)
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(fault)?;
-    row.map_or(Ok(None), |row| row.read())
+    let row: Option<(Option<i64>, Option<String>, Option<i64>)> =
+        sql::query("SELECT generation, run_state, boot_epoch FROM vm_desired WHERE vm_id = $1")
+            .bind(vm_id)
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(fault)?;
+    row.map_or(Ok(None), |(generation, run_state, epoch)| desired(generation, run_state.as_deref(), epoch))
 }
 
 /// Whether the VM should run; `None` before its create has begun.
@@ -192,7 +202,7 @@ pub async fn vm_is_leaving(tx: &mut Tx, vm_id: i64) -> Result<bool, Error> {
 }
 
 pub(crate) async fn report_of(tx: &mut Tx, vm_id: i64) -> Result<Option<VmReport>, Error> {
-    let row: Option<String> = sqlx::query_scalar("SELECT report FROM vm_observed WHERE vm_id = $1")
+    let row: Option<String> = sql::query("SELECT report FROM vm_observed WHERE vm_id = $1")
         .bind(vm_id)
         .fetch_optional(&mut **tx)
         .await
@@ -200,7 +210,6 @@ pub(crate) async fn report_of(tx: &mut Tx, vm_id: i64) -> Result<Option<VmReport
     row.as_deref().map(from_json).transpose()
 }
 
-#[derive(sqlx::FromRow)]
 struct KnownVm {
     id: i64,
     uuid: String,
@@ -211,24 +220,22 @@ struct KnownVm {
     report: Option<String>,
 }
 
+record!(KnownVm { id, uuid, status, deleted, claimed, report });
+
 /// Takes in what a node says of its VMs. An operation that waits for a VM is woken; a VM without one gets the status
 /// that what was seen amounts to. Returns whether any operation was woken.
 pub async fn reports_write(tx: &mut Tx, node_id: i64, reports: &[VmReport], now: Timestamp) -> Result<bool, Error> {
     let mut woken = false;
     // Chunked: a query takes a bounded number of parameters.
     for chunk in reports.chunks(200) {
-        let mut query = QueryBuilder::new(
+        let mut query = sql::query(
             "SELECT v.id, v.uuid, v.status, v.deleted_at IS NOT NULL AS deleted, EXISTS (SELECT 1
                 FROM operation_resource r WHERE r.kind = 'vm' AND r.resource_id = v.id AND r.held) AS claimed, s.report
              FROM vm v LEFT JOIN vm_observed s ON s.vm_id = v.id WHERE v.node_id = ",
         );
         query.push_bind(node_id).push(" AND v.uuid IN (");
-        let mut list = query.separated(", ");
-        for report in chunk {
-            list.push_bind(report.uuid.to_string());
-        }
-        list.push_unseparated(")");
-        let known: Vec<KnownVm> = query.build_query_as().fetch_all(&mut **tx).await.map_err(fault)?;
+        query.push_list(chunk.iter().map(|report| report.uuid.to_string())).push(")");
+        let known: Vec<KnownVm> = query.fetch_all(&mut **tx).await.map_err(fault)?;
         let known: HashMap<&str, &KnownVm> = known.iter().map(|vm| (vm.uuid.as_str(), vm)).collect();
         for report in chunk {
             let Some(vm) = known.get(report.uuid.to_string().as_str()) else {
@@ -246,7 +253,7 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
         return Ok(false);
     }
     let before: Option<VmReport> = vm.report.as_deref().map(from_json).transpose()?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_observed (vm_id, generation, phase, boot_epoch, restarts, report, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (vm_id) DO UPDATE SET generation = excluded.generation, phase = excluded.phase,
@@ -260,7 +267,7 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
     .bind(i64::from(report.restarts))
     .bind(json(report)?)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     let before = before.as_ref();
@@ -283,13 +290,13 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
         vm_event_insert(tx, vm.id, "instance.auto_restart", &body, now).await?;
     }
     if vm.claimed {
-        sqlx::query(
+        sql::query(
             "UPDATE operation SET wake_at = $2 WHERE wake_at IS NOT NULL AND id = (SELECT operation_id
                 FROM operation_resource WHERE kind = 'vm' AND resource_id = $1 AND held)",
         )
         .bind(vm.id)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
         return Ok(true);
@@ -310,20 +317,18 @@ async fn report_write(tx: &mut Tx, vm: &KnownVm, report: &VmReport, now: Timesta
 }
 
 async fn vm_event_insert(tx: &mut Tx, vm: i64, event: &str, body: &str, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("INSERT INTO vm_event (vm_id, event, body, at) VALUES ($1, $2, $3, $4)")
+    sql::query("INSERT INTO vm_event (vm_id, event, body, at) VALUES ($1, $2, $3, $4)")
         .bind(vm)
         .bind(event)
         .bind(body)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    sqlx::query(
-        "DELETE FROM vm_event WHERE vm_id = $1 AND id <= (SELECT MAX(id) FROM vm_event WHERE vm_id = $1) - 1000",
-    )
-    .bind(vm)
-    .execute(&mut **tx)
-    .await
-    .map(drop)
-    .map_err(fault)
+    sql::query("DELETE FROM vm_event WHERE vm_id = $1 AND id <= (SELECT MAX(id) FROM vm_event WHERE vm_id = $1) - 1000")
+        .bind(vm)
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(fault)
 }

@@ -8,11 +8,12 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_trust::chain::{ACCEPTED, EVENT, OUTCOME, Value};
 use holdfast_trust::export::{Batch, Event, Leaf, Older, Operation};
-use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
-use crate::chain::{columns, public_key, text};
+use crate::chain::{columns, public_key};
+use crate::reader::Snapshot;
 use crate::retention::{Leaving, newest_archive};
-use crate::{Db, Store, fault};
+use crate::sql::{self, Columns, Record, record};
+use crate::{Store, fault};
 
 /// Operations per page.
 const PAGE: i64 = 200;
@@ -49,7 +50,7 @@ enum Asked {
 
 /// An export that is being read.
 pub struct Export {
-    snapshot: sqlx::Transaction<'static, Db>,
+    snapshot: Snapshot,
     asked: Asked,
     /// The last operation that was read: its row, or the position of its first event.
     row: i64,
@@ -59,7 +60,6 @@ pub struct Export {
     position: i64,
 }
 
-#[derive(sqlx::FromRow)]
 struct CheckpointRow {
     first_position: i64,
     last_position: i64,
@@ -67,6 +67,70 @@ struct CheckpointRow {
     hash: String,
     sealed_at: i64,
     signature: String,
+}
+
+record!(CheckpointRow { first_position, last_position, previous_hash, hash, sealed_at, signature });
+
+/// An operation, and where it is among those that are exported.
+struct Exported {
+    id: i64,
+    uuid: Value,
+    accepted: Vec<Value>,
+    outcome: Vec<Value>,
+    place: i64,
+}
+
+impl Record for Exported {
+    const COLUMNS: &'static [&'static str] = &[];
+
+    fn read(row: &mut Columns<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.next()?,
+            uuid: row.text()?,
+            accepted: row.texts(ACCEPTED.len())?,
+            outcome: row.texts(OUTCOME.len())?,
+            place: row.next()?,
+        })
+    }
+}
+
+struct ExportedEvent {
+    operation: i64,
+    event: Event,
+}
+
+impl Record for ExportedEvent {
+    const COLUMNS: &'static [&'static str] = &[];
+
+    fn read(row: &mut Columns<'_>) -> rusqlite::Result<Self> {
+        let operation = row.next()?;
+        let event = Event {
+            position: row.next()?,
+            seq: row.next()?,
+            event_type: row.text()?,
+            step: row.text()?,
+            state: row.text()?,
+            at: row.text()?,
+        };
+        Ok(Self { operation, event })
+    }
+}
+
+struct AuditRow {
+    id: i64,
+    values: Vec<Value>,
+}
+
+impl Record for AuditRow {
+    const COLUMNS: &'static [&'static str] = &[];
+
+    fn read(row: &mut Columns<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.next()?, values: row.texts(AUDIT.len())? })
+    }
+}
+
+fn named(names: &[&str], values: Vec<Value>) -> BTreeMap<String, Value> {
+    names.iter().map(|name| (*name).to_owned()).zip(values).collect()
 }
 
 impl Store {
@@ -84,7 +148,7 @@ impl Store {
     }
 
     async fn export_of(&self, asked: Asked, before: i64) -> Result<Export, Error> {
-        let snapshot = self.read().begin().await.map_err(fault)?;
+        let snapshot = self.read().begin()?;
         Ok(Export { snapshot, asked, row: before.max(0), audit: 0, position: before })
     }
 }
@@ -130,7 +194,7 @@ impl Export {
             columns("o.", &ACCEPTED),
             columns("o.", &OUTCOME)
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let rows: Vec<Exported> = sql::query(sql)
             .bind(self.row)
             .bind(first)
             .bind(second)
@@ -138,46 +202,30 @@ impl Export {
             .fetch_all(&mut *self.snapshot)
             .await
             .map_err(fault)?;
-        let mut ids = Vec::with_capacity(rows.len());
-        for row in &rows {
-            ids.push(row.try_get::<i64, _>(0).map_err(fault)?);
-        }
         let Some(last) = rows.last() else { return Ok(Vec::new()) };
-        self.row = last.try_get(2 + ACCEPTED.len() + OUTCOME.len()).map_err(fault)?;
+        self.row = last.place;
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let mut events = self.events(&ids).await?;
-        let section = |row: &sqlx::sqlite::SqliteRow, from: usize, names: &[&str]| {
-            names.iter().enumerate().map(|(index, name)| ((*name).to_owned(), text(row, from + index))).collect()
+        let operation = |row: Exported| Operation {
+            id: row.uuid.unwrap_or_default(),
+            accepted: named(&ACCEPTED, row.accepted),
+            outcome: named(&OUTCOME, row.outcome),
+            events: events.remove(&row.id).unwrap_or_default(),
         };
-        let operation = |(id, row): (&i64, &sqlx::sqlite::SqliteRow)| Operation {
-            id: text(row, 1).unwrap_or_default(),
-            accepted: section(row, 2, &ACCEPTED),
-            outcome: section(row, 2 + ACCEPTED.len(), &OUTCOME),
-            events: events.remove(id).unwrap_or_default(),
-        };
-        Ok(ids.iter().zip(&rows).map(operation).collect())
+        Ok(rows.into_iter().map(operation).collect())
     }
 
     async fn events(&mut self, operations: &[i64]) -> Result<HashMap<i64, Vec<Event>>, Error> {
-        let mut query = QueryBuilder::<Db>::new(format!(
+        let mut query = sql::query(format!(
             "SELECT e.operation_id, COALESCE(p.position, -e.id), e.seq, {} FROM operation_event e
              LEFT JOIN event_position p ON p.event_id = e.id WHERE e.operation_id IN (",
             columns("e.", &EVENT)
         ));
-        let mut list = query.separated(", ");
-        for id in operations {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(") ORDER BY e.operation_id, e.seq");
+        query.push_list(operations).push(") ORDER BY e.operation_id, e.seq");
         let mut events: HashMap<i64, Vec<Event>> = HashMap::new();
-        for row in query.build().fetch_all(&mut *self.snapshot).await.map_err(fault)? {
-            events.entry(row.try_get(0).map_err(fault)?).or_default().push(Event {
-                position: row.try_get(1).map_err(fault)?,
-                seq: row.try_get(2).map_err(fault)?,
-                event_type: text(&row, 3),
-                step: text(&row, 4),
-                state: text(&row, 5),
-                at: text(&row, 6),
-            });
+        let rows: Vec<ExportedEvent> = query.fetch_all(&mut *self.snapshot).await.map_err(fault)?;
+        for row in rows {
+            events.entry(row.operation).or_default().push(row.event);
         }
         Ok(events)
     }
@@ -193,7 +241,7 @@ impl Export {
              ORDER BY a.id LIMIT $5",
             columns("a.", &AUDIT)
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let rows: Vec<AuditRow> = sql::query(sql)
             .bind(self.audit)
             .bind(leaving.audit_last)
             .bind(leaving.last_position)
@@ -203,12 +251,9 @@ impl Export {
             .await
             .map_err(fault)?;
         if let Some(last) = rows.last() {
-            self.audit = last.try_get(0).map_err(fault)?;
+            self.audit = last.id;
         }
-        let entry = |row: &sqlx::sqlite::SqliteRow| {
-            (1..).zip(AUDIT).map(|(index, name)| (name.to_owned(), text(row, index))).collect()
-        };
-        Ok(rows.iter().map(entry).collect())
+        Ok(rows.into_iter().map(|row| named(&AUDIT, row.values)).collect())
     }
 
     /// The next checkpoint that covers an event of these operations. `None`: there are no more.
@@ -221,7 +266,7 @@ impl Export {
             }
         };
         while self.position < end {
-            let row: Option<CheckpointRow> = sqlx::query_as(
+            let row: Option<CheckpointRow> = sql::query(
                 "SELECT first_position, last_position, previous_hash, hash, sealed_at, signature FROM checkpoint
                  WHERE last_position > $1 ORDER BY last_position LIMIT 1",
             )
@@ -249,7 +294,7 @@ impl Export {
     }
 
     async fn leaves(&mut self, first: i64, last: i64) -> Result<Vec<Leaf>, Error> {
-        let rows: Vec<(String, String, i64, Option<i64>)> = sqlx::query_as(match &self.asked {
+        let rows: Vec<(String, String, i64, Option<i64>)> = sql::query(match &self.asked {
             Asked::Accepted(..) => {
                 "SELECT s.leaf, s.operation_uuid, s.seq, o.created_at FROM event_seal s
                  LEFT JOIN operation o ON o.uuid = s.operation_uuid

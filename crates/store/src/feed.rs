@@ -5,10 +5,11 @@
 
 use holdfast_model::error::Error;
 
+use crate::sql::{self, record};
 use crate::{Store, fault};
 
 /// An event at its position.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positioned {
     pub position: i64,
     pub workspace_id: i64,
@@ -26,6 +27,22 @@ pub struct Positioned {
     pub operation_status: String,
 }
 
+record!(Positioned {
+    position,
+    workspace_id,
+    operation_id,
+    operation_uuid,
+    operation_type,
+    resource_uuid,
+    resource_name,
+    seq,
+    event_type,
+    step,
+    state,
+    at,
+    operation_status,
+});
+
 /// The newest position that was ever given. An archive may have taken the event itself; its checkpoint stays.
 pub(crate) const LAST_POSITION: &str = "SELECT COALESCE(MAX(position), 0) FROM (SELECT MAX(position) AS position
     FROM event_position UNION ALL SELECT MAX(last_position) FROM checkpoint) AS newest";
@@ -37,22 +54,22 @@ const FEED: &str = "SELECT p.position, o.workspace_id, e.operation_id, o.uuid AS
 impl Store {
     /// The newest position; 0 when there is none.
     pub async fn last_position(&self) -> Result<i64, Error> {
-        sqlx::query_scalar(LAST_POSITION).fetch_one(self.read()).await.map_err(fault)
+        sql::query(LAST_POSITION).fetch_one(self.read()).await.map_err(fault)
     }
 
     /// At most `limit` events of all operations after `position`.
     pub async fn events_after(&self, position: i64, limit: i64) -> Result<Vec<Positioned>, Error> {
-        let mut query = sqlx::QueryBuilder::new(FEED);
+        let mut query = sql::query(FEED);
         query.push(" WHERE p.position > ").push_bind(position);
         query.push(" ORDER BY p.position LIMIT ").push_bind(limit);
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 
     /// The events of one operation after `position`.
     pub async fn events_of_after(&self, operation: i64, position: i64) -> Result<Vec<Positioned>, Error> {
-        let mut query = sqlx::QueryBuilder::new(FEED);
+        let mut query = sql::query(FEED);
         query.push(" WHERE e.operation_id = ").push_bind(operation);
         query.push(" AND p.position > ").push_bind(position).push(" ORDER BY p.position");
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 }

@@ -10,7 +10,7 @@
 //! that order when many match, and sorted when few ([`crate::page::COUNTED`]) do.
 
 use crate::page::{COUNTED, Place, Sort, Spelling, number, push_any, text};
-use crate::reader::Query;
+use crate::sql::{self, Query};
 use holdfast_engine::ops;
 use holdfast_model::Timestamp;
 use holdfast_model::operation::{Kind, Status, Verb};
@@ -78,7 +78,7 @@ const IDS: &str = "SELECT o.id AS id, o.created_at AS created_at FROM operation 
 
 /// Begins a query of whole operations.
 pub(crate) fn select_operations() -> Query {
-    Query::new(LIST)
+    sql::query(LIST)
 }
 
 /// No name that begins with the prefix comes after this.
@@ -245,7 +245,7 @@ impl Filter {
 
     /// The query of a page of at most `limit` rows, read in `order` after `place`. `before` is put in front of it.
     pub(crate) fn page(&self, before: &str, (order, place): (&Sort, Option<&Place>), limit: i64, few: bool) -> Query {
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         let lead = self.lead_by(order, few);
         // An order that the leading index does not have must not tempt the database to another index.
         let sorted = lead != Lead::Updated && order.leads_with("updated_at");
@@ -283,7 +283,7 @@ impl Filter {
 
     /// The query that counts what matches, when it is known to be no more than [`COUNTED`].
     pub(crate) fn count(&self, before: &str) -> Query {
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         query.push("SELECT COUNT(*) FROM (");
         self.push_ids(&mut query);
         // The order says which index, as it does for the page.
@@ -293,7 +293,7 @@ impl Filter {
 
     /// The query of the one that is too many to be counted, newest first: (key, time), or nothing when there is none.
     pub(crate) fn uncounted(&self, before: &str) -> Query {
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         self.push_ids(&mut query);
         query.push(" ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET ").push_bind(COUNTED);
         query
@@ -308,7 +308,7 @@ impl Filter {
 
     /// The query of the key at one end of a word's range, as the index itself has it.
     pub(crate) fn end(&self, before: &str, word: &str, newest: bool) -> Query {
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         query.push(IDS);
         self.push(&mut query, self.lead(), &[word], true);
         let order = if newest { "created_at DESC, id DESC" } else { "created_at ASC, id ASC" };
@@ -325,7 +325,7 @@ impl Filter {
     /// than [`COUNTED`], and the last name among them.
     pub(crate) fn count_by_name(&self, before: &str) -> Query {
         let prefix = self.name_prefix.clone().unwrap_or_default();
-        let mut query = Query::new(before);
+        let mut query = sql::query(before.to_owned());
         query.push("SELECT COUNT(*), COALESCE(MAX(value), '') FROM (SELECT o.resource_name AS value FROM operation o");
         self.push(&mut query, Lead::Name, &[], false);
         query.push(" AND o.resource_name < ").push_bind(end_of(&prefix));
@@ -336,7 +336,7 @@ impl Filter {
 
     /// How many names there are, and how many of them up to `last`: (whole, covered). Counting ends at [`COUNTED`].
     pub(crate) fn names(&self, last: &str) -> Query {
-        let mut query = Query::new("");
+        let mut query = sql::query("");
         self.push_names(&mut query, Some(COUNTED));
         query.push("SELECT COUNT(value), COALESCE(SUM(CASE WHEN value <= ").push_bind(last.to_owned());
         query.push(" THEN 1 ELSE 0 END), 0) FROM name");

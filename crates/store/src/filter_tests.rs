@@ -9,7 +9,7 @@ const SORTED: &str = "USE TEMP B-TREE FOR ORDER BY";
 
 /// Steps of the plan of a query.
 fn plan(store: &Store, query: Query) -> Vec<String> {
-    let rows: Vec<(i64, i64, i64, String)> = store.readers().here(|db| db.all(&query)).expect("a plan");
+    let rows: Vec<(i64, i64, i64, String)> = store.read().here(|db| db.all(&query)).expect("a plan");
     rows.into_iter().map(|(.., step)| step).collect()
 }
 

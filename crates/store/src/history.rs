@@ -8,7 +8,7 @@ use holdfast_model::operation::{Diff, Kind, Status, Verb};
 pub use crate::filter::{Actor, Filter};
 use crate::filter::{Lead, select_operations};
 use crate::page::{COUNTED, From, Page, Place, Sort, Total};
-use crate::reader::{Query, Snapshot, record};
+use crate::sql::{self, Session, record};
 use crate::{Store, from_json, stored};
 
 /// An operation as the surfaces show it.
@@ -144,7 +144,7 @@ impl Store {
             return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
         }
         let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
-        let reading = self.readers().aside(move |db| {
+        let reading = self.read().aside(move |db| {
             let total = count(db, &filter)?;
             let (order, place) = from.read(&sort);
             let rows = db.all(&filter.page("", (&order, place), limit + 1, !total.is_estimate))?;
@@ -159,17 +159,17 @@ impl Store {
         if let Some(workspace) = workspace {
             query.push(" AND o.workspace_id = ").push_bind(workspace);
         }
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// The events of these operations, in order, by operation.
     pub async fn events(&self, operations: &[i64]) -> Result<HashMap<i64, Vec<Event>>, Error> {
         let operations = operations.to_vec();
         // Each has about as many as a CVM on a page has columns.
-        let reading = self.readers().by_keys(operations.len(), move |db| {
+        let reading = self.read().by_keys(operations.len(), move |db| {
             let mut events: HashMap<i64, Vec<Event>> = HashMap::with_capacity(operations.len());
             for chunk in operations.chunks(500) {
-                let mut query = Query::new(
+                let mut query = sql::query(
                     "SELECT operation_id, seq, event_type, step, state, at FROM operation_event WHERE operation_id IN (",
                 );
                 query.push_list(chunk.iter().copied()).push(") ORDER BY operation_id, seq");
@@ -185,7 +185,7 @@ impl Store {
 
 /// How many operations a filter matches. An estimate follows the keys: those that would be counted reach from the newest
 /// of the filter's index range down to some key, and the range goes on to its oldest.
-fn count(db: &Snapshot<'_>, filter: &Filter) -> Result<Total, Error> {
+fn count(db: &Session, filter: &Filter) -> Result<Total, Error> {
     if filter.lead() == Lead::Name {
         return count_by_name(db, filter);
     }
@@ -206,7 +206,7 @@ fn count(db: &Snapshot<'_>, filter: &Filter) -> Result<Total, Error> {
 }
 
 /// The same for a name prefix, whose ruler is the names: of the last one that was reached, half.
-fn count_by_name(db: &Snapshot<'_>, filter: &Filter) -> Result<Total, Error> {
+fn count_by_name(db: &Session, filter: &Filter) -> Result<Total, Error> {
     let (count, last): (i64, String) = db.one(&filter.count_by_name(""))?;
     if count <= COUNTED {
         return Ok(Total::exact(count));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// How long a key is kept.
@@ -24,7 +25,7 @@ pub struct Key {
 }
 
 /// What is known of a key.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     pub request_hash: String,
     /// 0 while the answer's bytes are not there.
@@ -33,6 +34,8 @@ pub struct Known {
     /// Public id of what was made, when the answer showed a secret once. Then no answer is kept.
     pub created_id: Option<String>,
 }
+
+record!(Known { request_hash, status_code, response, created_id });
 
 impl Known {
     /// Refuses a key that was used for something else, and a repetition of what showed a secret once.
@@ -52,7 +55,7 @@ impl Known {
 
 impl Store {
     pub async fn idempotency(&self, workspace: i64, key: &str, now: Timestamp) -> Result<Option<Known>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT request_hash, status_code, response, created_id FROM idempotency_key
              WHERE workspace_id = $1 AND key = $2 AND expires_at > $3",
         )
@@ -73,7 +76,7 @@ impl Store {
         response: &str,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        sqlx::query(
+        sql::query(
             "UPDATE idempotency_key SET status_code = $4, response = CASE WHEN created_id IS NULL THEN $5 ELSE '' END
              WHERE workspace_id = $1 AND key = $2 AND request_hash = $3 AND status_code = 0",
         )
@@ -82,7 +85,7 @@ impl Store {
         .bind(&key.request_hash)
         .bind(i64::from(status_code))
         .bind(response)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(fault)?;
         crate::commit(tx).await
@@ -92,12 +95,12 @@ impl Store {
 /// Takes the key for what this transaction does. False when the same request did it before: then the caller must do
 /// nothing and answer with what is there. Fails when the key was used for another request.
 pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Timestamp) -> Result<bool, Error> {
-    sqlx::query("DELETE FROM idempotency_key WHERE expires_at <= $1")
+    sql::query("DELETE FROM idempotency_key WHERE expires_at <= $1")
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    let taken = sqlx::query(
+    let taken = sql::query(
         "INSERT INTO idempotency_key (workspace_id, key, request_hash, status_code, response, created_at, expires_at)
          VALUES ($1, $2, $3, 0, '', $4, $5) ON CONFLICT (workspace_id, key) DO NOTHING",
     )
@@ -106,13 +109,13 @@ pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Times
     .bind(&key.request_hash)
     .bind(now.micros())
     .bind(now.plus(LIFETIME).micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
-    if taken.rows_affected() == 1 {
+    if taken == 1 {
         return Ok(true);
     }
-    let known: Known = sqlx::query_as(
+    let known: Known = sql::query(
         "SELECT request_hash, status_code, response, created_id FROM idempotency_key WHERE workspace_id = $1 AND key = $2",
     )
     .bind(workspace)
@@ -126,11 +129,11 @@ pub async fn idempotency_take(tx: &mut Tx, workspace: i64, key: &Key, now: Times
 /// Notes what was made under a key by a request whose answer shows a secret once. No answer is ever kept under it, and
 /// repetitions are refused naming `id`, also when the first answer never arrived.
 pub async fn idempotency_created(tx: &mut Tx, workspace: i64, key: &Key, id: &str) -> Result<(), Error> {
-    sqlx::query("UPDATE idempotency_key SET created_id = $3 WHERE workspace_id = $1 AND key = $2")
+    sql::query("UPDATE idempotency_key SET created_id = $3 WHERE workspace_id = $1 AND key = $2")
         .bind(workspace)
         .bind(&key.key)
         .bind(id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -138,7 +141,7 @@ pub async fn idempotency_created(tx: &mut Tx, workspace: i64, key: &Key, id: &st
 
 /// The operation that was accepted under a key: its public id.
 pub async fn idempotency_operation(tx: &mut Tx, workspace: i64, key: &Key) -> Result<Option<String>, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "SELECT o.uuid FROM idempotency_key k JOIN operation o ON o.id = k.operation_id
          WHERE k.workspace_id = $1 AND k.key = $2",
     )
@@ -151,11 +154,11 @@ pub async fn idempotency_operation(tx: &mut Tx, workspace: i64, key: &Key) -> Re
 
 /// Notes which operation was accepted under a key.
 pub(crate) async fn idempotency_link(tx: &mut Tx, workspace: i64, key: &Key, operation: i64) -> Result<(), Error> {
-    sqlx::query("UPDATE idempotency_key SET operation_id = $3 WHERE workspace_id = $1 AND key = $2")
+    sql::query("UPDATE idempotency_key SET operation_id = $3 WHERE workspace_id = $1 AND key = $2")
         .bind(workspace)
         .bind(&key.key)
         .bind(operation)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)

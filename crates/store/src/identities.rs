@@ -6,10 +6,11 @@
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// Who a user is at a provider.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// URL of the provider.
     pub issuer: String,
@@ -20,29 +21,29 @@ pub struct Identity {
     pub last_used_at: Option<i64>,
 }
 
+record!(Identity { issuer, subject, created_at, last_used_at });
+
 const HOLDER: &str = "SELECT user_id FROM user_identity WHERE issuer = $1 AND subject = $2";
 
 impl Store {
     /// Whose identity this is, whether or not they may sign in.
     pub async fn identity_holder(&self, issuer: &str, subject: &str) -> Result<Option<i64>, Error> {
-        sqlx::query_scalar(HOLDER).bind(issuer).bind(subject).fetch_optional(self.read()).await.map_err(fault)
+        sql::query(HOLDER).bind(issuer).bind(subject).fetch_optional(self.read()).await.map_err(fault)
     }
 
     /// A user's identities, oldest first.
     pub async fn identities(&self, user: i64) -> Result<Vec<Identity>, Error> {
-        sqlx::query_as(
-            "SELECT issuer, subject, created_at, last_used_at FROM user_identity WHERE user_id = $1 ORDER BY id",
-        )
-        .bind(user)
-        .fetch_all(self.read())
-        .await
-        .map_err(fault)
+        sql::query("SELECT issuer, subject, created_at, last_used_at FROM user_identity WHERE user_id = $1 ORDER BY id")
+            .bind(user)
+            .fetch_all(self.read())
+            .await
+            .map_err(fault)
     }
 }
 
 /// Whose identity this is, as this transaction has it.
 pub async fn identity_holder_in(tx: &mut Tx, issuer: &str, subject: &str) -> Result<Option<i64>, Error> {
-    sqlx::query_scalar(HOLDER).bind(issuer).bind(subject).fetch_optional(&mut **tx).await.map_err(fault)
+    sql::query(HOLDER).bind(issuer).bind(subject).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// Gives a user an identity. False when somebody has it.
@@ -53,7 +54,7 @@ pub async fn identity_insert(
     subject: &str,
     now: Timestamp,
 ) -> Result<bool, Error> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO user_identity (user_id, issuer, subject, created_at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (issuer, subject) DO NOTHING",
     )
@@ -61,19 +62,19 @@ pub async fn identity_insert(
     .bind(issuer)
     .bind(subject)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
-    .map(|done| done.rows_affected() == 1)
+    .map(|done| done == 1)
     .map_err(fault)
 }
 
 /// Notes that somebody signed in with an identity.
 pub async fn identity_used(tx: &mut Tx, issuer: &str, subject: &str, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("UPDATE user_identity SET last_used_at = $3 WHERE issuer = $1 AND subject = $2")
+    sql::query("UPDATE user_identity SET last_used_at = $3 WHERE issuer = $1 AND subject = $2")
         .bind(issuer)
         .bind(subject)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -81,12 +82,11 @@ pub async fn identity_used(tx: &mut Tx, issuer: &str, subject: &str, now: Timest
 
 /// Takes the identities away that a user has at one provider, or with `None` at all. Answers how many that were.
 pub async fn identities_remove(tx: &mut Tx, user: i64, issuer: Option<&str>) -> Result<u64, Error> {
-    sqlx::query("DELETE FROM user_identity WHERE user_id = $1 AND ($2 IS NULL OR issuer = $2)")
+    sql::query("DELETE FROM user_identity WHERE user_id = $1 AND ($2 IS NULL OR issuer = $2)")
         .bind(user)
         .bind(issuer)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
-        .map(|done| done.rows_affected())
         .map_err(fault)
 }
 
@@ -97,16 +97,12 @@ pub async fn oidc_login_take(
     expires_at: Timestamp,
     now: Timestamp,
 ) -> Result<bool, Error> {
-    sqlx::query("DELETE FROM oidc_login WHERE expires_at < $1")
-        .bind(now.micros())
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
-    sqlx::query("INSERT INTO oidc_login (state_hash, expires_at) VALUES ($1, $2) ON CONFLICT (state_hash) DO NOTHING")
+    sql::query("DELETE FROM oidc_login WHERE expires_at < $1").bind(now.micros()).execute(tx).await.map_err(fault)?;
+    sql::query("INSERT INTO oidc_login (state_hash, expires_at) VALUES ($1, $2) ON CONFLICT (state_hash) DO NOTHING")
         .bind(state_hash)
         .bind(expires_at.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
-        .map(|done| done.rows_affected() == 1)
+        .map(|done| done == 1)
         .map_err(fault)
 }

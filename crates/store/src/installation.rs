@@ -2,11 +2,12 @@
 
 use holdfast_model::error::Error;
 
+use crate::sql;
 use crate::{Store, Tx, fault};
 
 impl Store {
     pub async fn secret_wrapped(&self, name: &str) -> Result<Option<String>, Error> {
-        sqlx::query_scalar("SELECT wrapped FROM secret WHERE name = $1")
+        sql::query("SELECT wrapped FROM secret WHERE name = $1")
             .bind(name)
             .fetch_optional(self.read())
             .await
@@ -16,10 +17,10 @@ impl Store {
 
 /// Keeps a wrapped secret. One of that name that exists stays as it is: secrets are made once.
 pub async fn secret_insert(tx: &mut Tx, name: &str, wrapped: &str) -> Result<(), Error> {
-    sqlx::query("INSERT INTO secret (name, wrapped) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+    sql::query("INSERT INTO secret (name, wrapped) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
         .bind(name)
         .bind(wrapped)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)

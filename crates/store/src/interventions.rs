@@ -13,10 +13,10 @@ use holdfast_model::vm::{RunState, VmStatus};
 use crate::desired::{desired_of, report_of};
 use crate::operations::{NewEvent, event_append};
 use crate::queue::{claims_end, is_waiting, waiting_end};
+use crate::sql::{self, record};
 use crate::vms::{vm_release, vm_set_status};
 use crate::{Tx, fault, stored};
 
-#[derive(sqlx::FromRow)]
 struct Row {
     operation_type: String,
     plan_version: i64,
@@ -28,8 +28,10 @@ struct Row {
     resource_name: String,
 }
 
+record!(Row { operation_type, plan_version, status, direction, step, step_entered, resource_id, resource_name });
+
 async fn row(tx: &mut Tx, operation: i64) -> Result<(Row, Status), Error> {
-    let row: Row = sqlx::query_as(
+    let row: Row = sql::query(
         "SELECT operation_type, plan_version, status, direction, step, step_entered, resource_id, resource_name
          FROM operation WHERE id = $1",
     )
@@ -59,7 +61,7 @@ pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timest
     if !cancellable {
         return refuse(format!("{what} is past the point where it can be undone; it goes on."));
     }
-    sqlx::query(
+    sql::query(
         "UPDATE operation SET cancel_requested_at = COALESCE(cancel_requested_at, $2),
             cancelled_by = COALESCE(cancelled_by, $3), updated_at = $2,
             wake_at = CASE WHEN wake_at IS NULL THEN NULL ELSE $2 END WHERE id = $1",
@@ -67,7 +69,7 @@ pub async fn operation_cancel(tx: &mut Tx, operation: i64, by: &str, now: Timest
     .bind(operation)
     .bind(now.micros())
     .bind(by)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     if !is_waiting(tx, operation).await? {
@@ -85,7 +87,7 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
         let why = format!("Only a stuck operation can be abandoned; this one is {}.", status.as_str());
         return Err(Error::new(Code::NotCancellable, why));
     }
-    sqlx::query(
+    sql::query(
         "UPDATE operation SET status = 'failed', parked = NULL, wake_at = NULL, completed_at = $2, updated_at = $2,
             error_code = COALESCE(error_code, $3), error_message = $4, lease_token = lease_token + 1 WHERE id = $1",
     )
@@ -93,7 +95,7 @@ pub async fn operation_abandon(tx: &mut Tx, operation: i64, by: &str, now: Times
     .bind(now.micros())
     .bind(Code::Internal.id())
     .bind(format!("abandoned by {by}"))
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     let left = vm_has_left(tx, row.resource_id).await?;
@@ -120,10 +122,10 @@ async fn vm_has_left(tx: &mut Tx, vm: i64) -> Result<bool, Error> {
 
 /// Links a new operation to the failed one that it repeats.
 pub async fn operation_link_retry(tx: &mut Tx, new: i64, of: i64) -> Result<(), Error> {
-    sqlx::query("UPDATE operation SET retry_of = $2 WHERE id = $1")
+    sql::query("UPDATE operation SET retry_of = $2 WHERE id = $1")
         .bind(new)
         .bind(of)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -131,7 +133,7 @@ pub async fn operation_link_retry(tx: &mut Tx, new: i64, of: i64) -> Result<(), 
 
 /// The workspace that an operation belongs to.
 pub async fn operation_workspace(tx: &mut Tx, operation: i64) -> Result<i64, Error> {
-    sqlx::query_scalar("SELECT workspace_id FROM operation WHERE id = $1")
+    sql::query("SELECT workspace_id FROM operation WHERE id = $1")
         .bind(operation)
         .fetch_one(&mut **tx)
         .await

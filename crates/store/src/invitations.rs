@@ -12,10 +12,11 @@
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// An invitation, without its code.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invitation {
     pub id: i64,
     pub workspace_id: i64,
@@ -31,6 +32,20 @@ pub struct Invitation {
     pub accepted_at: Option<i64>,
     pub revoked_at: Option<i64>,
 }
+
+record!(Invitation {
+    id,
+    workspace_id,
+    email,
+    role,
+    prefix,
+    inviter_name,
+    inviter_email,
+    created_at,
+    expires_at,
+    accepted_at,
+    revoked_at,
+});
 
 impl Invitation {
     /// `pending`, `accepted`, `revoked` or `expired`.
@@ -64,36 +79,31 @@ pub struct NewInvitation<'a> {
 impl Store {
     /// A page of a workspace's invitations, the newest first, and how many there are.
     pub async fn invitations(&self, workspace: i64, limit: i64, offset: i64) -> Result<(Vec<Invitation>, i64), Error> {
-        let total: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM invitation WHERE workspace_id = $1")
+        let total: i64 = sql::query("SELECT COUNT(*) FROM invitation WHERE workspace_id = $1")
             .bind(workspace)
             .fetch_one(self.read())
             .await
             .map_err(fault)?;
         let query = format!("{COLUMNS} WHERE i.workspace_id = $1 ORDER BY i.id DESC LIMIT $2 OFFSET $3");
-        let rows = sqlx::query_as(sqlx::AssertSqlSafe(query))
-            .bind(workspace)
-            .bind(limit)
-            .bind(offset)
-            .fetch_all(self.read())
-            .await
-            .map_err(fault)?;
+        let rows =
+            sql::query(query).bind(workspace).bind(limit).bind(offset).fetch_all(self.read()).await.map_err(fault)?;
         Ok((rows, total))
     }
 }
 
 /// Writes an invitation. Another one to the same address that is still open is revoked.
 pub async fn invitation_create(tx: &mut Tx, new: NewInvitation<'_>, now: Timestamp) -> Result<i64, Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE invitation SET revoked_at = $3
          WHERE workspace_id = $1 AND email = $2 AND accepted_at IS NULL AND revoked_at IS NULL",
     )
     .bind(new.workspace)
     .bind(new.email)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
-    sqlx::query_scalar(
+    sql::query(
         "INSERT INTO invitation (workspace_id, email, role, hash, prefix, invited_by, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
     )
@@ -113,19 +123,19 @@ pub async fn invitation_create(tx: &mut Tx, new: NewInvitation<'_>, now: Timesta
 /// The invitation whose code has this sha256, as this transaction has it.
 pub async fn invitation_with(tx: &mut Tx, hash: &str) -> Result<Option<Invitation>, Error> {
     let query = format!("{COLUMNS} WHERE i.hash = $1");
-    sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(hash).fetch_optional(&mut **tx).await.map_err(fault)
+    sql::query(query).bind(hash).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// One invitation of a workspace, as this transaction has it.
 pub async fn invitation_of(tx: &mut Tx, workspace: i64, id: i64) -> Result<Option<Invitation>, Error> {
     let query = format!("{COLUMNS} WHERE i.workspace_id = $1 AND i.id = $2");
-    let query = sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(workspace).bind(id);
+    let query = sql::query(query).bind(workspace).bind(id);
     query.fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// Notes that a user came with an invitation. One with an address is over with that.
 pub async fn invitation_use(tx: &mut Tx, id: i64, user: i64, now: Timestamp) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE invitation SET uses = uses + 1,
             accepted_by = CASE WHEN email IS NULL THEN NULL ELSE $2 END,
             accepted_at = CASE WHEN email IS NULL THEN NULL ELSE $3 END
@@ -134,7 +144,7 @@ pub async fn invitation_use(tx: &mut Tx, id: i64, user: i64, now: Timestamp) -> 
     .bind(id)
     .bind(user)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -142,10 +152,10 @@ pub async fn invitation_use(tx: &mut Tx, id: i64, user: i64, now: Timestamp) -> 
 
 /// Makes a code worthless.
 pub async fn invitation_revoke(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("UPDATE invitation SET revoked_at = $2 WHERE id = $1")
+    sql::query("UPDATE invitation SET revoked_at = $2 WHERE id = $1")
         .bind(id)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -159,14 +169,14 @@ pub async fn invitations_revoke_by(
     inviter: i64,
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE invitation SET revoked_at = $3 WHERE invited_by = $2 AND workspace_id = COALESCE($1, workspace_id)
             AND accepted_at IS NULL AND revoked_at IS NULL",
     )
     .bind(workspace)
     .bind(inviter)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

@@ -47,6 +47,7 @@ mod reserved;
 pub mod retention;
 pub mod revisions;
 pub mod schedules;
+mod sql;
 pub mod ssh_keys;
 pub mod tenancy;
 pub mod usage;
@@ -62,20 +63,17 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
-use std::time::Duration;
 
 use holdfast_model::error::{Code, Error};
-use sqlx::ConnectOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+use sqlx::{ConnectOptions, Connection};
 
 use reader::Readers;
+use sql::{Failed, Session};
 use writer::Writer;
 
 pub use lock::FolderLock;
 pub use writer::Tx;
-
-/// The database in use. One place to look at when there are two.
-pub type Db = sqlx::Sqlite;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -96,7 +94,6 @@ pub enum OpenError {
 #[derive(Debug, Clone)]
 pub struct Store {
     write: Writer,
-    read: SqlitePool,
     readers: Readers,
     /// The workspace that the last round of claims ended with; see `claiming.rs`.
     turn: Arc<AtomicI64>,
@@ -116,39 +113,19 @@ impl Store {
     async fn connect(folder: &Path, migrate: bool) -> Result<Self, OpenError> {
         let file = folder.join("holdfast.db");
         let failed = |e: &dyn std::fmt::Display| OpenError::Database(file.clone(), e.to_string());
-        let options = SqliteConnectOptions::new()
-            .filename(&file)
-            .create_if_missing(migrate)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5))
-            .statement_cache_capacity(256);
-        let mut write = options.connect().await.map_err(|e| failed(&e))?;
         if migrate {
-            MIGRATIONS.run(&mut write).await.map_err(|e| match e {
-                sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
-                other => failed(&other),
-            })?;
-        } else {
-            let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
-                .fetch_one(&mut write)
-                .await
-                .map_err(|e| failed(&e))?;
+            migrated(&file).await?;
+        }
+        let write = Session::open_to_write(&file).map_err(|e| failed(&e))?;
+        if !migrate {
+            let newest: Option<i64> =
+                write.one(&sql::query("SELECT MAX(version) FROM _sqlx_migrations")).map_err(|e| failed(&e))?;
             if newest != MIGRATIONS.iter().map(|m| m.version).max() {
                 return Err(failed(&"its schema is of another version; start the server of this version on it once"));
             }
         }
-        let read = SqlitePoolOptions::new()
-            .max_connections(4)
-            // A file cannot hang up, and asking whether it did is a trip to the connection's thread for each statement.
-            .test_before_acquire(false)
-            // Rows cross from SQLite's thread to ours; a page of them in few crossings.
-            .connect_with(options.read_only(true).row_buffer_size(1024))
-            .await
-            .map_err(|e| failed(&e))?;
         restrict(&file).map_err(|e| OpenError::Folder(folder.to_owned(), e))?;
-        Ok(Self { write: Writer::new(write), read, readers: Readers::new(&file), turn: Arc::default() })
+        Ok(Self { write: Writer::new(write), readers: Readers::new(&file), turn: Arc::default() })
     }
 
     /// Begins a write transaction.
@@ -161,25 +138,19 @@ impl Store {
         self.write.commits()
     }
 
-    /// Connections for queries that write nothing and that no request waits for often.
-    pub(crate) fn read(&self) -> &SqlitePool {
-        &self.read
-    }
-
-    /// The same for lists, and for what every request reads.
-    pub(crate) fn readers(&self) -> &Readers {
+    /// Connections for queries that write nothing.
+    pub(crate) fn read(&self) -> &Readers {
         &self.readers
     }
 
     /// Checks that the database answers.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("SELECT 1").execute(&self.read).await.map(drop).map_err(fault)
+        self.readers.here(|db| db.one::<i64>(&sql::query("SELECT 1"))).map(drop)
     }
 
     /// Folds the write-ahead log into the database and closes all connections.
     pub async fn close(&self) {
         self.readers.close().await;
-        self.read.close().await;
         self.write.close().await;
     }
 }
@@ -220,14 +191,33 @@ fn restrict(file: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes the database, or brings it to this version's schema.
+async fn migrated(file: &Path) -> Result<(), OpenError> {
+    let failed = |e: &dyn std::fmt::Display| OpenError::Database(file.to_owned(), e.to_string());
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .foreign_keys(true)
+        .busy_timeout(sql::PATIENCE);
+    let mut connection = options.connect().await.map_err(|e| failed(&e))?;
+    MIGRATIONS.run(&mut connection).await.map_err(|e| match e {
+        sqlx::migrate::MigrateError::VersionMissing(version) => OpenError::Newer(version),
+        other => failed(&other),
+    })?;
+    connection.close().await.map_err(|e| failed(&e))
+}
+
+fn closed() -> Error {
+    fault_of(Some(CANNOT_OPEN), "the database is closed")
+}
+
 /// A database error as a caller may see it: a full disk or a busy file passes, anything else is a fault of ours.
-pub(crate) fn fault(error: sqlx::Error) -> Error {
-    let unreachable = matches!(
-        error,
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed
-    );
-    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse().ok());
-    fault_of(if unreachable { Some(CANNOT_OPEN) } else { code }, error)
+pub(crate) fn fault(failed: Failed) -> Error {
+    match failed {
+        Failed::Database(error) => fault_of(error.sqlite_error().map(|e| e.extended_code), error),
+        Failed::Before(error) => error,
+    }
 }
 
 const CANNOT_OPEN: i32 = 14;
@@ -235,7 +225,7 @@ const CANNOT_OPEN: i32 = 14;
 const SHARED_SIZE: i32 = 4874;
 
 /// The same by the result code of SQLite.
-pub(crate) fn fault_of(code: Option<i32>, cause: impl std::fmt::Display) -> Error {
+fn fault_of(code: Option<i32>, cause: impl std::fmt::Display) -> Error {
     // Primary codes: 5 busy, 6 locked, 7 no memory, 10 I/O, 13 full, 14 cannot open; extended ones carry them in the low
     // byte.
     let primary = code.map(|code| code & 0xff);
@@ -250,11 +240,6 @@ pub(crate) fn fault_of(code: Option<i32>, cause: impl std::fmt::Display) -> Erro
         }
         _ => Error::internal(cause),
     }
-}
-
-/// True when the write broke a unique rule.
-pub(crate) fn is_duplicate(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|e| e.is_unique_violation())
 }
 
 /// Text of ours that must parse; anything else in the database is damage.

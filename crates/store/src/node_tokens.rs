@@ -5,10 +5,11 @@
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// A token, without the token.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeToken {
     pub id: i64,
     pub name: String,
@@ -19,10 +20,12 @@ pub struct NodeToken {
     pub node_name: Option<String>,
 }
 
+record!(NodeToken { id, name, created_at, revoked_at, node_uuid, node_name });
+
 impl Store {
     /// All tokens, oldest first, revoked ones too.
     pub async fn node_tokens(&self) -> Result<Vec<NodeToken>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT t.id, t.name, t.created_at, t.revoked_at, n.uuid AS node_uuid, n.name AS node_name
              FROM node_token t LEFT JOIN node n ON n.token_id = t.id ORDER BY t.id",
         )
@@ -34,25 +37,21 @@ impl Store {
 
 /// Makes a token worthless, and its node one that takes no VM. False when there is none that could be revoked.
 pub async fn node_token_revoke(tx: &mut Tx, token: i64, now: Timestamp) -> Result<bool, Error> {
-    let revoked = sqlx::query("UPDATE node_token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
+    let revoked = sql::query("UPDATE node_token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
         .bind(token)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    sqlx::query("UPDATE node SET ready = FALSE, reason = 'its token was revoked' WHERE token_id = $1")
+    sql::query("UPDATE node SET ready = FALSE, reason = 'its token was revoked' WHERE token_id = $1")
         .bind(token)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    Ok(revoked.rows_affected() == 1)
+    Ok(revoked == 1)
 }
 
 /// The node that uses a token.
 pub async fn node_of_token(tx: &mut Tx, token: i64) -> Result<Option<i64>, Error> {
-    sqlx::query_scalar("SELECT id FROM node WHERE token_id = $1")
-        .bind(token)
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(fault)
+    sql::query("SELECT id FROM node WHERE token_id = $1").bind(token).fetch_optional(&mut **tx).await.map_err(fault)
 }

@@ -6,11 +6,11 @@ use holdfast_model::image::ImageInfo;
 use holdfast_model::node::{Health, Register};
 use uuid::Uuid;
 
-use crate::reader::{Query, Snapshot};
+use crate::sql::{self, Session, record};
 use crate::{Store, Tx, fault, from_json, json};
 
 /// A node as the database has it.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     pub id: i64,
     pub uuid: String,
@@ -43,6 +43,36 @@ pub struct Node {
     pub used_slots: i64,
 }
 
+record!(Node {
+    id,
+    uuid,
+    name,
+    region,
+    version,
+    hypervisor,
+    hypervisor_version,
+    accelerator,
+    tee,
+    vcpu,
+    memory_mb,
+    disk_gb,
+    slots,
+    disk_free_gb,
+    publish_address,
+    port_first,
+    port_last,
+    images,
+    ready,
+    reason,
+    cordoned,
+    last_seen_at,
+    created_at,
+    used_vcpu,
+    used_memory_mb,
+    used_disk_gb,
+    used_slots,
+});
+
 impl Node {
     pub fn images(&self) -> Result<Vec<ImageInfo>, Error> {
         from_json(&self.images)
@@ -68,8 +98,8 @@ const NODES: &str = "SELECT id, uuid, name, region, version, hypervisor, hypervi
      FROM node ORDER BY id";
 
 /// What each of these nodes offers to boot.
-pub(crate) fn node_images(db: &Snapshot<'_>, nodes: &[i64]) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
-    let mut query = Query::new("SELECT id, images FROM node WHERE id IN (");
+pub(crate) fn node_images(db: &Session, nodes: &[i64]) -> Result<Vec<(i64, Vec<ImageInfo>)>, Error> {
+    let mut query = sql::query("SELECT id, images FROM node WHERE id IN (");
     query.push_list(nodes.iter().copied()).push(")");
     let rows: Vec<(i64, String)> = db.all(&query)?;
     rows.into_iter().map(|(id, images)| Ok((id, from_json(&images)?))).collect()
@@ -77,12 +107,12 @@ pub(crate) fn node_images(db: &Snapshot<'_>, nodes: &[i64]) -> Result<Vec<(i64, 
 
 impl Store {
     pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
-        sqlx::query_as(NODES).fetch_all(self.read()).await.map_err(fault)
+        sql::query(NODES).fetch_all(self.read()).await.map_err(fault)
     }
 
     /// The token with this sha256, unless it was revoked.
     pub async fn node_token(&self, hash: &str) -> Result<Option<i64>, Error> {
-        sqlx::query_scalar("SELECT id FROM node_token WHERE hash = $1 AND revoked_at IS NULL")
+        sql::query("SELECT id FROM node_token WHERE hash = $1 AND revoked_at IS NULL")
             .bind(hash)
             .fetch_optional(self.read())
             .await
@@ -91,7 +121,7 @@ impl Store {
 
     /// The node behind a token that was not revoked, while `session` is its current life.
     pub async fn node_session(&self, token_id: i64, session: Uuid) -> Result<i64, Error> {
-        sqlx::query_scalar(
+        sql::query(
             "SELECT n.id FROM node n JOIN node_token t ON t.id = n.token_id AND t.revoked_at IS NULL
              WHERE n.token_id = $1 AND n.session = $2",
         )
@@ -106,7 +136,7 @@ impl Store {
     /// The VM's node-side facts that a node asks keys with: (app id, instance id), only if it is placed there and
     /// should not be gone.
     pub async fn node_vm_ids(&self, token_id: i64, vm_uuid: &str) -> Result<Option<(String, String)>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT a.app_id, v.instance_id FROM vm v JOIN app a ON a.id = v.app_row JOIN node n ON n.id = v.node_id
              JOIN vm_desired d ON d.vm_id = v.id AND d.run_state <> 'absent'
              WHERE n.token_id = $1 AND v.uuid = $2 AND v.deleted_at IS NULL",
@@ -121,11 +151,11 @@ impl Store {
 
 /// The nodes inside a write transaction: what placement decides on cannot change before its commit.
 pub async fn nodes_for_placement(tx: &mut Tx) -> Result<Vec<Node>, Error> {
-    sqlx::query_as(NODES).fetch_all(&mut **tx).await.map_err(fault)
+    sql::query(NODES).fetch_all(&mut **tx).await.map_err(fault)
 }
 
 pub async fn node_token_create(tx: &mut Tx, name: &str, hash: &str, now: Timestamp) -> Result<i64, Error> {
-    sqlx::query_scalar("INSERT INTO node_token (hash, name, created_at) VALUES ($1, $2, $3) RETURNING id")
+    sql::query("INSERT INTO node_token (hash, name, created_at) VALUES ($1, $2, $3) RETURNING id")
         .bind(hash)
         .bind(name)
         .bind(now.micros())
@@ -139,7 +169,7 @@ pub async fn node_token_create(tx: &mut Tx, name: &str, hash: &str, now: Timesta
 pub async fn node_register(tx: &mut Tx, token_id: i64, hello: &Register, now: Timestamp) -> Result<(i64, Uuid), Error> {
     let uuid = Uuid::new_v4().to_string();
     let c = &hello.capacity;
-    let (id, uuid): (i64, String) = sqlx::query_as(
+    let (id, uuid): (i64, String) = sql::query(
         "INSERT INTO node (uuid, token_id, name, region, version, hypervisor, hypervisor_version, accelerator, tee,
             boot_id, session, report_seq, vcpu, memory_mb, disk_gb, slots, disk_free_gb, publish_address, port_first,
             port_last, images, ready, reason, cordoned, desired_revision, last_seen_at, created_at)
@@ -191,7 +221,7 @@ pub async fn node_seen(
     images: &[ImageInfo],
     now: Timestamp,
 ) -> Result<bool, Error> {
-    let updated = sqlx::query(
+    let updated = sql::query(
         "UPDATE node SET report_seq = $2, disk_free_gb = $3, ready = $4, reason = $5, images = $6, last_seen_at = $7
          WHERE id = $1 AND report_seq < $2",
     )
@@ -202,10 +232,10 @@ pub async fn node_seen(
     .bind(&health.reason)
     .bind(json(&images)?)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
-    Ok(updated.rows_affected() == 1)
+    Ok(updated == 1)
 }
 
 /// An unsigned number as the database keeps it.

@@ -12,18 +12,18 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::node::VmReport;
 use holdfast_model::operation::Status;
 use holdfast_model::vm::{StopMode, VmStatus};
-use sqlx::QueryBuilder;
 
-use crate::desired::{DesiredState, desired_write};
+use crate::desired::{desired, desired_write};
 use crate::nodes::column;
 use crate::parking::parked_resume;
 use crate::queue::{claims_end, queue_recover};
 use crate::revisions::{change_of, revision_apply, revision_settle};
+use crate::sql::{self, record};
 use crate::vms::{vm_release, vm_set_status};
-use crate::{Db, Store, Tx, commit, fault, from_json, json, stored};
+use crate::{Store, Tx, commit, fault, from_json, json, stored};
 
 /// An operation that this worker holds.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub struct Claimed {
     pub id: i64,
     pub uuid: String,
@@ -36,6 +36,8 @@ pub struct Claimed {
     created_at: i64,
 }
 
+record!(Claimed { id, uuid, operation_type, plan_version, lease_token, attempts, created_at });
+
 impl Claimed {
     /// When the operation was accepted.
     pub fn created_at(&self) -> Timestamp {
@@ -43,7 +45,6 @@ impl Claimed {
     }
 }
 
-#[derive(sqlx::FromRow)]
 struct RecordRow {
     status: String,
     status_before: String,
@@ -63,9 +64,34 @@ struct RecordRow {
     vm_status: String,
     node_last_seen_at: i64,
     report: Option<String>,
-    #[sqlx(flatten)]
-    desired: DesiredState,
+    desired_generation: Option<i64>,
+    run_state: Option<String>,
+    boot_epoch: Option<i64>,
 }
+
+record!(RecordRow {
+    status,
+    status_before,
+    direction,
+    step,
+    step_entered,
+    step_started_at,
+    deadline_at,
+    generation,
+    sub_operations,
+    cancelled_by,
+    error_code,
+    error_message,
+    error_internal,
+    diff,
+    request,
+    vm_status,
+    node_last_seen_at,
+    report,
+    desired_generation,
+    run_state,
+    boot_epoch,
+});
 
 /// The part of an operation's request that its execution needs.
 #[derive(serde::Deserialize)]
@@ -77,7 +103,7 @@ struct Asked {
 impl Store {
     /// When the next operation is due, if any waits.
     pub async fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
-        let due: Option<i64> = sqlx::query_scalar(
+        let due: Option<i64> = sql::query(
             // What another worker holds is due when its lease is over.
             "SELECT MIN(CASE WHEN lease_until > wake_at THEN lease_until ELSE wake_at END) FROM operation
              WHERE wake_at IS NOT NULL",
@@ -93,27 +119,27 @@ impl Store {
     pub async fn operations_recover(&self, grace: Duration, now: Timestamp) -> Result<u64, Error> {
         let mut tx = self.begin().await?;
         parked_resume(&mut tx, grace, now).await?;
-        sqlx::query("UPDATE operation SET deadline_at = $1 WHERE deadline_at IS NOT NULL AND deadline_at < $1 AND wake_at IS NOT NULL")
+        sql::query("UPDATE operation SET deadline_at = $1 WHERE deadline_at IS NOT NULL AND deadline_at < $1 AND wake_at IS NOT NULL")
             .bind(now.plus(grace).micros())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .map_err(fault)?;
         queue_recover(&mut tx, now).await?;
         // What a node said to the server before is old; it is ready again when it says so to this one.
-        sqlx::query("UPDATE node SET ready = FALSE, reason = 'it has not reported since the server started'")
-            .execute(&mut *tx)
+        sql::query("UPDATE node SET ready = FALSE, reason = 'it has not reported since the server started'")
+            .execute(&mut tx)
             .await
             .map_err(fault)?;
-        let woken = sqlx::query(
+        let woken = sql::query(
             "UPDATE operation SET lease_until = NULL, lease_owner = NULL, lease_token = lease_token + 1, wake_at = $1
              WHERE wake_at IS NOT NULL",
         )
         .bind(now.micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(fault)?;
         commit(tx).await?;
-        Ok(woken.rows_affected())
+        Ok(woken)
     }
 }
 
@@ -124,7 +150,7 @@ pub async fn operation_load(
     node_patience: i64,
     now: Timestamp,
 ) -> Result<Option<(Record, World)>, Error> {
-    let row: Option<RecordRow> = sqlx::query_as(
+    let row: Option<RecordRow> = sql::query(
         "SELECT o.status, COALESCE(o.status_claimed, o.status_before) AS status_before,
                 o.direction, o.step, o.step_entered, o.step_started_at,
                 o.deadline_at, o.generation, o.sub_operations, o.cancelled_by, o.error_code, o.error_message,
@@ -175,7 +201,7 @@ pub async fn operation_load(
     });
     let world = World {
         status: stored(VmStatus::parse(&row.vm_status), "status", &row.vm_status)?,
-        desired: row.desired.read()?,
+        desired: desired(row.desired_generation, row.run_state.as_deref(), row.boot_epoch)?,
         observed,
         node_online: row.node_last_seen_at >= now.micros() - node_patience,
         grace: grace(&row.request)?,
@@ -198,7 +224,7 @@ pub async fn operation_write(
         Next::Never => None,
     };
     let failure = record.failure.as_ref();
-    let row: Option<(i64, String, i64)> = sqlx::query_as(
+    let row: Option<(i64, String, i64)> = sql::query(
         "UPDATE operation SET status = $3, direction = $4, step = $5, step_entered = $6, step_started_at = $7,
             deadline_at = $8, generation = $9, sub_operations = $10, error_code = $11, error_message = $12,
             error_internal = $13, diff = $14, wake_at = $15, lease_until = NULL, lease_owner = NULL, attempts = 0,
@@ -271,7 +297,7 @@ fn plan_of(claimed: &Claimed) -> Option<&'static Plan> {
 /// An operation that this transaction accepted, for going on with it at once: nobody else can see it, so no lease is
 /// needed.
 pub async fn operation_accepted(tx: &mut Tx, operation: i64) -> Result<Claimed, Error> {
-    sqlx::query_as(
+    sql::query(
         "SELECT id, uuid, operation_type, plan_version, lease_token, attempts, created_at FROM operation WHERE id = $1",
     )
     .bind(operation)
@@ -282,13 +308,13 @@ pub async fn operation_accepted(tx: &mut Tx, operation: i64) -> Result<Claimed, 
 
 /// Gives the lease back without a decision; the operation is looked at again after `at`.
 pub async fn operation_postpone(tx: &mut Tx, claimed: &Claimed, at: Timestamp) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE operation SET wake_at = $3, lease_until = NULL, lease_owner = NULL WHERE id = $1 AND lease_token = $2",
     )
     .bind(claimed.id)
     .bind(claimed.lease_token)
     .bind(at.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -309,7 +335,7 @@ pub(crate) async fn event_append(
     event: NewEvent<'_>,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let last: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM operation_event WHERE operation_id = $1")
+    let last: i64 = sql::query("SELECT COALESCE(MAX(seq), 0) FROM operation_event WHERE operation_id = $1")
         .bind(operation)
         .fetch_one(&mut **tx)
         .await
@@ -329,9 +355,8 @@ pub(crate) async fn events_append(
     if events.is_empty() {
         return Ok(());
     }
-    let mut query =
-        QueryBuilder::<Db>::new("INSERT INTO operation_event (operation_id, seq, event_type, step, state, at) ");
-    query.push_values((last + 1..).zip(events), |mut row, (seq, event)| {
+    let mut query = sql::query("INSERT INTO operation_event (operation_id, seq, event_type, step, state, at) ");
+    query.push_values((last + 1..).zip(events), |row, (seq, event)| {
         row.push_bind(operation)
             .push_bind(seq)
             .push_bind(event.event_type.to_owned())
@@ -339,10 +364,10 @@ pub(crate) async fn events_append(
             .push_bind(event.state.as_str())
             .push_bind(now.micros());
     });
-    query.build().execute(&mut **tx).await.map_err(fault)?;
+    query.execute(tx).await.map_err(fault)?;
     // One writer at a time: the next positions are free until this transaction ends. What left with an archive keeps its
     // positions: the checkpoint over them stays.
-    sqlx::query(
+    sql::query(
         "INSERT INTO event_position (position, event_id)
          SELECT newest.position + e.seq - $2, e.id FROM operation_event e,
             (SELECT COALESCE(MAX(position), 0) AS position FROM (SELECT MAX(position) AS position FROM event_position
@@ -351,7 +376,7 @@ pub(crate) async fn events_append(
     )
     .bind(operation)
     .bind(last)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

@@ -3,7 +3,7 @@
 //! The one rule: a page is a range of an index. It begins at a place (the values a row is sorted by, and its key), never at
 //! a number of rows to skip, so page 10,000 costs what page 1 costs and nothing is shown twice while others write.
 
-use crate::reader::Query;
+use crate::sql::Query;
 
 /// Totals are exact up to this number and estimates above it.
 pub const COUNTED: i64 = 1_000;
@@ -244,7 +244,7 @@ mod tests {
     fn what_comes_after_a_place() {
         let place = Place { values: vec![7, 8], id: 9 };
         let after = |terms| {
-            let mut query = Query::new("");
+            let mut query = crate::sql::query("");
             Sort::new(terms).expect("an order").push_after(&mut query, str::to_owned, &place);
             query.text().to_owned()
         };

@@ -18,6 +18,7 @@ use holdfast_model::vm::VmStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::operations::{Claimed, NewEvent, event_append};
+use crate::sql::{self, record};
 use crate::{Tx, fault, from_json, json};
 
 /// Why an operation is parked.
@@ -31,13 +32,15 @@ pub struct Parking<'a> {
 }
 
 /// What parking overwrites.
-#[derive(Debug, Serialize, Deserialize, sqlx::FromRow)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Before {
     status: String,
     error_code: Option<String>,
     error_message: Option<String>,
     error_internal: Option<String>,
 }
+
+record!(Before { status, error_code, error_message, error_internal });
 
 /// Sets an operation aside: it is stuck until a build that can carry it out starts, or a person abandons it. False when
 /// the lease was lost; then nothing was written.
@@ -47,7 +50,7 @@ pub async fn operation_park(
     parking: Parking<'_>,
     now: Timestamp,
 ) -> Result<bool, Error> {
-    let before: Option<Before> = sqlx::query_as(
+    let before: Option<Before> = sql::query(
         "SELECT status, error_code, error_message, error_internal FROM operation WHERE id = $1 AND lease_token = $2",
     )
     .bind(claimed.id)
@@ -56,7 +59,7 @@ pub async fn operation_park(
     .await
     .map_err(fault)?;
     let Some(before) = before else { return Ok(false) };
-    sqlx::query(
+    sql::query(
         "UPDATE operation SET parked = $2, status = 'stuck', wake_at = NULL, lease_until = NULL, lease_owner = NULL,
             error_code = $3, error_message = $4, error_internal = $5, updated_at = $6 WHERE id = $1",
     )
@@ -66,7 +69,7 @@ pub async fn operation_park(
     .bind(parking.message)
     .bind(parking.internal)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     park_event(tx, claimed.id, "error", now).await?;
@@ -75,7 +78,7 @@ pub async fn operation_park(
 
 /// Lets operations go on that were parked and whose plan this build has. No step times out for the time they lay there.
 pub(crate) async fn parked_resume(tx: &mut Tx, grace: Duration, now: Timestamp) -> Result<(), Error> {
-    let parked: Vec<(i64, String, i64, String)> = sqlx::query_as(
+    let parked: Vec<(i64, String, i64, String)> = sql::query(
         // Statuses as in the index over operations that are not over.
         "SELECT id, operation_type, plan_version, parked FROM operation
          WHERE status IN ('pending', 'running', 'stuck') AND parked IS NOT NULL ORDER BY id",
@@ -88,7 +91,7 @@ pub(crate) async fn parked_resume(tx: &mut Tx, grace: Duration, now: Timestamp) 
             continue;
         }
         let before: Before = from_json(&before)?;
-        sqlx::query(
+        sql::query(
             "UPDATE operation SET parked = NULL, status = $2, error_code = $3, error_message = $4, error_internal = $5,
                 attempts = 0, wake_at = $6, updated_at = $6,
                 deadline_at = CASE WHEN deadline_at < $7 THEN $7 ELSE deadline_at END WHERE id = $1",
@@ -100,7 +103,7 @@ pub(crate) async fn parked_resume(tx: &mut Tx, grace: Duration, now: Timestamp) 
         .bind(before.error_internal)
         .bind(now.micros())
         .bind(now.plus(grace).micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
         park_event(tx, id, "end", now).await?;
@@ -109,7 +112,7 @@ pub(crate) async fn parked_resume(tx: &mut Tx, grace: Duration, now: Timestamp) 
 }
 
 async fn park_event(tx: &mut Tx, operation: i64, end: &str, now: Timestamp) -> Result<(), Error> {
-    let (operation_type, status): (String, String) = sqlx::query_as(
+    let (operation_type, status): (String, String) = sql::query(
         "SELECT o.operation_type, v.status FROM operation o JOIN vm v ON v.id = o.resource_id WHERE o.id = $1",
     )
     .bind(operation)

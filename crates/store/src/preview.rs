@@ -7,6 +7,7 @@ use holdfast_model::vm::VmStatus;
 
 use crate::nodes::{Node, nodes_for_placement};
 use crate::quotas::{Quota, Size, quota_in};
+use crate::sql::{self, record};
 use crate::{Tx, fault, from_json};
 
 /// An operation that was just accepted.
@@ -22,7 +23,6 @@ pub struct Accepted {
     pub waits_for: Option<String>,
 }
 
-#[derive(sqlx::FromRow)]
 struct Row {
     operation_type: String,
     plan_version: i64,
@@ -35,9 +35,11 @@ struct Row {
     waits_for: Option<String>,
 }
 
+record!(Row { operation_type, plan_version, diff, workspace_id, node_id, vcpu, memory_mb, disk_gb, waits_for });
+
 /// Reads an operation on a VM back.
 pub async fn operation_read(tx: &mut Tx, operation: i64) -> Result<Accepted, Error> {
-    let row: Row = sqlx::query_as(
+    let row: Row = sql::query(
         "SELECT o.operation_type, o.plan_version, o.diff, v.workspace_id, v.node_id, v.vcpu, v.memory_mb, v.disk_gb,
             (SELECT MIN(holder.uuid) FROM operation_resource mine
                 JOIN operation_resource other ON other.kind = mine.kind AND other.resource_id = mine.resource_id

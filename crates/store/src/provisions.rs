@@ -4,10 +4,11 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use uuid::Uuid;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// A prepared app.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provision {
     pub app_id: String,
     pub nonce: i64,
@@ -15,6 +16,8 @@ pub struct Provision {
     /// JSON of the request that the commit carries out.
     pub request: String,
 }
+
+record!(Provision { app_id, nonce, compose_hash, request });
 
 impl Store {
     /// A prepared app that has not expired, and the bytes of its app-compose.json.
@@ -25,13 +28,7 @@ impl Store {
         compose_hash: &str,
         now: Timestamp,
     ) -> Result<Option<(Provision, String)>, Error> {
-        #[derive(sqlx::FromRow)]
-        struct Row {
-            #[sqlx(flatten)]
-            provision: Provision,
-            content: String,
-        }
-        let row: Option<Row> = sqlx::query_as(
+        let row: Option<(String, i64, String, String, String)> = sql::query(
             "SELECT p.app_id, p.nonce, p.compose_hash, p.request, c.content FROM provision p
              JOIN app_compose c ON c.workspace_id = p.workspace_id AND c.compose_hash = p.compose_hash
              WHERE p.workspace_id = $1 AND p.app_id = $2 AND p.compose_hash = $3 AND p.expires_at > $4",
@@ -43,12 +40,14 @@ impl Store {
         .fetch_optional(self.read())
         .await
         .map_err(fault)?;
-        Ok(row.map(|row| (row.provision, row.content)))
+        Ok(row.map(|(app_id, nonce, compose_hash, request, content)| {
+            (Provision { app_id, nonce, compose_hash, request }, content)
+        }))
     }
 
     /// The bytes of app-compose.json with this hash.
     pub async fn app_compose(&self, workspace: i64, compose_hash: &str) -> Result<Option<String>, Error> {
-        sqlx::query_scalar("SELECT content FROM app_compose WHERE workspace_id = $1 AND compose_hash = $2")
+        sql::query("SELECT content FROM app_compose WHERE workspace_id = $1 AND compose_hash = $2")
             .bind(workspace)
             .bind(compose_hash)
             .fetch_optional(self.read())
@@ -58,7 +57,7 @@ impl Store {
 
     /// The name that lives in this workspace already: the app it belongs to.
     pub async fn name_holder(&self, workspace: i64, name: &str) -> Result<Option<String>, Error> {
-        sqlx::query_scalar(
+        sql::query(
             "SELECT a.app_id FROM vm_name n JOIN app a ON a.id = n.app_row WHERE n.workspace_id = $1 AND n.name = $2",
         )
         .bind(workspace)
@@ -71,7 +70,7 @@ impl Store {
 
 /// The next unused nonce of a workspace's address.
 pub async fn nonce_take(tx: &mut Tx, workspace: i64) -> Result<i64, Error> {
-    sqlx::query_scalar("UPDATE workspace SET next_nonce = next_nonce + 1 WHERE id = $1 RETURNING next_nonce - 1")
+    sql::query("UPDATE workspace SET next_nonce = next_nonce + 1 WHERE id = $1 RETURNING next_nonce - 1")
         .bind(workspace)
         .fetch_one(&mut **tx)
         .await
@@ -86,7 +85,7 @@ pub async fn app_compose_insert(
     content: &str,
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO app_compose (workspace_id, compose_hash, content, created_at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (workspace_id, compose_hash) DO NOTHING",
     )
@@ -94,7 +93,7 @@ pub async fn app_compose_insert(
     .bind(compose_hash)
     .bind(content)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -108,12 +107,8 @@ pub async fn provision_insert(
     now: Timestamp,
     expires_at: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query("DELETE FROM provision WHERE expires_at <= $1")
-        .bind(now.micros())
-        .execute(&mut **tx)
-        .await
-        .map_err(fault)?;
-    sqlx::query(
+    sql::query("DELETE FROM provision WHERE expires_at <= $1").bind(now.micros()).execute(tx).await.map_err(fault)?;
+    sql::query(
         "INSERT INTO provision (workspace_id, app_id, nonce, compose_hash, request, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (workspace_id, app_id, compose_hash)
@@ -126,20 +121,22 @@ pub async fn provision_insert(
     .bind(&provision.request)
     .bind(now.micros())
     .bind(expires_at.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
 }
 
 /// An app that was looked for or made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ensured {
     pub id: i64,
     pub workspace_id: i64,
     /// There was none.
     pub made: bool,
 }
+
+record!(Ensured { id, workspace_id, made });
 
 /// The app with this id. Made now if it is new. The caller checks the workspace.
 pub async fn app_ensure(
@@ -150,7 +147,7 @@ pub async fn app_ensure(
     name: &str,
     now: Timestamp,
 ) -> Result<Ensured, Error> {
-    let made: Option<Ensured> = sqlx::query_as(
+    let made: Option<Ensured> = sql::query(
         "INSERT INTO app (uuid, workspace_id, app_id, nonce, name, created_at) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (app_id) DO NOTHING RETURNING id, workspace_id, TRUE AS made",
     )
@@ -166,7 +163,7 @@ pub async fn app_ensure(
     if let Some(made) = made {
         return Ok(made);
     }
-    sqlx::query_as("SELECT id, workspace_id, FALSE AS made FROM app WHERE app_id = $1")
+    sql::query("SELECT id, workspace_id, FALSE AS made FROM app WHERE app_id = $1")
         .bind(app_id)
         .fetch_one(&mut **tx)
         .await

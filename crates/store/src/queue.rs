@@ -17,10 +17,10 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
 use holdfast_model::operation::{Diff, FieldDiff, Status, Value};
 use holdfast_model::vm::VmStatus;
-use sqlx::QueryBuilder;
 
 use crate::desired::vm_is_leaving;
 use crate::operations::{NewEvent, event_append};
+use crate::sql::{self, record};
 use crate::vms::vm_set_status;
 use crate::{Store, Tx, fault, from_json, json, stored};
 
@@ -39,7 +39,7 @@ pub struct Line {
 
 /// The line before a resource; `None` when nobody is there.
 pub async fn line(tx: &mut Tx, kind: &str, resource: i64) -> Result<Option<Line>, Error> {
-    let (waiting, newest, holder): (i64, Option<i64>, Option<i64>) = sqlx::query_as(
+    let (waiting, newest, holder): (i64, Option<i64>, Option<i64>) = sql::query(
         "SELECT COUNT(*), MAX(operation_id), (SELECT operation_id FROM operation_resource
             WHERE kind = $1 AND resource_id = $2 AND held)
          FROM operation_resource WHERE kind = $1 AND resource_id = $2 AND waiting",
@@ -50,7 +50,7 @@ pub async fn line(tx: &mut Tx, kind: &str, resource: i64) -> Result<Option<Line>
     .await
     .map_err(fault)?;
     let Some(last) = newest.or(holder) else { return Ok(None) };
-    let (ends_as, running) = sqlx::query_as(
+    let (ends_as, running) = sql::query(
         "SELECT target_state, (SELECT operation_type FROM operation WHERE id = $2) FROM operation WHERE id = $1",
     )
     .bind(last)
@@ -76,17 +76,13 @@ impl Store {
         if operations.is_empty() {
             return Ok(HashMap::new());
         }
-        let mut query = QueryBuilder::new(
+        let mut query = sql::query(
             "SELECT w.operation_id, o.uuid FROM operation_resource w
              JOIN operation_resource h ON h.kind = w.kind AND h.resource_id = w.resource_id AND h.held
              JOIN operation o ON o.id = h.operation_id WHERE w.waiting AND w.operation_id IN (",
         );
-        let mut list = query.separated(", ");
-        for id in operations {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(")");
-        let rows: Vec<(i64, String)> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+        query.push_list(operations).push(")");
+        let rows: Vec<(i64, String)> = query.fetch_all(self.read()).await.map_err(fault)?;
         Ok(rows.into_iter().collect())
     }
 }
@@ -99,11 +95,10 @@ pub(crate) async fn claims_end(tx: &mut Tx, operation: i64, now: Timestamp) -> R
 
 /// At the start of a server: lets those begin who wait for nobody. There are none unless something went wrong.
 pub(crate) async fn queue_recover(tx: &mut Tx, now: Timestamp) -> Result<(), Error> {
-    let waited_for: Vec<Claim> =
-        sqlx::query_as("SELECT DISTINCT kind, resource_id FROM operation_resource WHERE waiting")
-            .fetch_all(&mut **tx)
-            .await
-            .map_err(fault)?;
+    let waited_for: Vec<Claim> = sql::query("SELECT DISTINCT kind, resource_id FROM operation_resource WHERE waiting")
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(fault)?;
     turns(tx, waited_for.into_iter().collect(), None, now).await
 }
 
@@ -122,7 +117,7 @@ pub(crate) async fn waiting_end(
 /// True while an operation has been accepted but its turn has not come.
 pub(crate) async fn is_waiting(tx: &mut Tx, operation: i64) -> Result<bool, Error> {
     let waiting: Option<i64> =
-        sqlx::query_scalar("SELECT operation_id FROM operation_resource WHERE operation_id = $1 AND waiting LIMIT 1")
+        sql::query("SELECT operation_id FROM operation_resource WHERE operation_id = $1 AND waiting LIMIT 1")
             .bind(operation)
             .fetch_optional(&mut **tx)
             .await
@@ -143,7 +138,7 @@ async fn turns(tx: &mut Tx, mut free: BTreeSet<Claim>, ended: Option<i64>, now: 
 
 /// The first in line before a resource, if nothing that it claims is held or waited for by somebody before it.
 async fn next(tx: &mut Tx, kind: &str, resource: i64) -> Result<Option<i64>, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "SELECT head.operation_id FROM (SELECT MIN(operation_id) AS operation_id FROM operation_resource
             WHERE kind = $1 AND resource_id = $2 AND waiting) AS head
          WHERE head.operation_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM operation_resource mine
@@ -162,7 +157,6 @@ async fn next(tx: &mut Tx, kind: &str, resource: i64) -> Result<Option<i64>, Err
 }
 
 /// An operation whose turn it is, and its resource as it stands now.
-#[derive(sqlx::FromRow)]
 struct Turn {
     id: i64,
     operation_type: String,
@@ -173,6 +167,8 @@ struct Turn {
     vm_status: String,
     vm_gone: bool,
 }
+
+record!(Turn { id, operation_type, plan_version, diff, vm_id, vm_name, vm_status, vm_gone });
 
 impl Turn {
     fn plan(&self) -> Option<&'static Plan> {
@@ -185,7 +181,7 @@ impl Turn {
 }
 
 async fn turn_read(tx: &mut Tx, operation: i64) -> Result<Turn, Error> {
-    sqlx::query_as(
+    sql::query(
         "SELECT o.id, o.operation_type, o.plan_version, o.diff, v.id AS vm_id, v.name AS vm_name,
             v.status AS vm_status, v.deleted_at IS NOT NULL AS vm_gone
          FROM operation o JOIN vm v ON v.id = o.resource_id WHERE o.id = $1",
@@ -218,24 +214,24 @@ async fn turn(tx: &mut Tx, operation: i64, ended: Option<i64>, now: Timestamp) -
         diff.extend(provisional(status.as_str(), plan).map(|entry| ("status".to_owned(), entry)));
         vm_set_status(tx, turn.vm_id, plan.accepted, now).await?;
     }
-    sqlx::query("UPDATE operation_resource SET held = TRUE, waiting = FALSE WHERE operation_id = $1 AND waiting")
+    sql::query("UPDATE operation_resource SET held = TRUE, waiting = FALSE WHERE operation_id = $1 AND waiting")
         .bind(turn.id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    sqlx::query("UPDATE operation SET status_claimed = $2, diff = $3, wake_at = $4, updated_at = $4 WHERE id = $1")
+    sql::query("UPDATE operation SET status_claimed = $2, diff = $3, wake_at = $4, updated_at = $4 WHERE id = $1")
         .bind(turn.id)
         .bind(status.as_str())
         .bind(json(&diff)?)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     Ok(BTreeSet::new())
 }
 
 async fn deleted_by(tx: &mut Tx, operation: Option<i64>) -> Result<Failure, Error> {
-    let uuid: Option<String> = sqlx::query_scalar("SELECT uuid FROM operation WHERE id = $1")
+    let uuid: Option<String> = sql::query("SELECT uuid FROM operation WHERE id = $1")
         .bind(operation)
         .fetch_optional(&mut **tx)
         .await
@@ -254,7 +250,7 @@ async fn turn_end(
     (status, failure): (Status, &Failure),
     now: Timestamp,
 ) -> Result<BTreeSet<Claim>, Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE operation SET status = $2, error_code = $3, error_message = $4, completed_at = $5, updated_at = $5
          WHERE id = $1",
     )
@@ -263,7 +259,7 @@ async fn turn_end(
     .bind(failure.code.id())
     .bind(&failure.message)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     let event = match turn.plan() {
@@ -276,7 +272,7 @@ async fn turn_end(
 
 /// Drops what an operation holds or waits for.
 async fn claims_drop(tx: &mut Tx, operation: i64) -> Result<BTreeSet<Claim>, Error> {
-    let dropped: Vec<Claim> = sqlx::query_as(
+    let dropped: Vec<Claim> = sql::query(
         "UPDATE operation_resource SET held = FALSE, waiting = FALSE WHERE operation_id = $1 AND (held OR waiting)
          RETURNING kind, resource_id",
     )

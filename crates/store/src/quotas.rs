@@ -12,8 +12,8 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Detail, Error};
-use sqlx::SqliteConnection;
 
+use crate::sql::{self, Session, record};
 use crate::{Store, Tx, fault};
 
 /// The dimensions of a quota, in the order in which they are shown and checked: name, and what is counted.
@@ -21,13 +21,15 @@ pub const DIMENSIONS: [(&str, &str); 4] =
     [("vm_slots", "CVMs"), ("vcpu", "vCPUs"), ("memory_mb", "MB of memory"), ("disk_gb", "GB of disk")];
 
 /// CVMs and their sizes: how many, vCPUs, memory in MB, disk in GB.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     pub vm_slots: i64,
     pub vcpu: i64,
     pub memory_mb: i64,
     pub disk_gb: i64,
 }
+
+record!(Size { vm_slots, vcpu, memory_mb, disk_gb });
 
 impl Size {
     /// One CVM of this size.
@@ -42,13 +44,15 @@ impl Size {
 }
 
 /// The most that a workspace may have. `None`: nothing limits it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     pub vm_slots: Option<i64>,
     pub vcpu: Option<i64>,
     pub memory_mb: Option<i64>,
     pub disk_gb: Option<i64>,
 }
+
+record!(Limits { vm_slots, vcpu, memory_mb, disk_gb });
 
 impl Limits {
     /// In the order of [`DIMENSIONS`].
@@ -123,12 +127,12 @@ const USED: &str = "SELECT COUNT(*) AS vm_slots,
         CAST(COALESCE(SUM(CASE WHEN held_disk_gb > disk_gb THEN held_disk_gb ELSE disk_gb END), 0) AS BIGINT) AS disk_gb
      FROM vm WHERE workspace_id = $1 AND deleted_at IS NULL";
 
-async fn used(connection: &mut SqliteConnection, workspace: i64) -> Result<Size, Error> {
-    sqlx::query_as(USED).bind(workspace).fetch_one(connection).await.map_err(fault)
+async fn used(connection: &mut Session, workspace: i64) -> Result<Size, Error> {
+    sql::query(USED).bind(workspace).fetch_one(connection).await.map_err(fault)
 }
 
-async fn limits(connection: &mut SqliteConnection, workspace: i64) -> Result<Limits, Error> {
-    let row = sqlx::query_as("SELECT vm_slots, vcpu, memory_mb, disk_gb FROM workspace_quota WHERE workspace_id = $1")
+async fn limits(connection: &mut Session, workspace: i64) -> Result<Limits, Error> {
+    let row = sql::query("SELECT vm_slots, vcpu, memory_mb, disk_gb FROM workspace_quota WHERE workspace_id = $1")
         .bind(workspace)
         .fetch_optional(connection)
         .await
@@ -137,7 +141,7 @@ async fn limits(connection: &mut SqliteConnection, workspace: i64) -> Result<Lim
 }
 
 /// A workspace as administrators name it.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     pub id: i64,
     pub uuid: String,
@@ -145,23 +149,25 @@ pub struct Named {
     pub tier: String,
 }
 
+record!(Named { id, uuid, slug, tier });
+
 impl Store {
     /// What a workspace may have, and what it has now.
     pub async fn quota(&self, workspace: i64) -> Result<Quota, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         let limits = limits(&mut connection, workspace).await?;
         Ok(Quota { limits, used: used(&mut connection, workspace).await? })
     }
 
     /// What a workspace may have, without adding up what it has.
     pub async fn quota_limits(&self, workspace: i64) -> Result<Limits, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         limits(&mut connection, workspace).await
     }
 
     /// The workspace with this slug or internal key.
     pub async fn quota_workspace(&self, slug: &str, key: Option<i64>) -> Result<Option<Named>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT id, uuid, slug, tier FROM workspace WHERE slug = $1 OR id = $2 ORDER BY slug = $1 DESC LIMIT 1",
         )
         .bind(slug)
@@ -184,7 +190,7 @@ pub async fn quota_check(tx: &mut Tx, workspace: i64, more: Size) -> Result<(), 
     if more.each().iter().all(|more| *more <= 0) {
         return Ok(());
     }
-    let limits: Option<Limits> = sqlx::query_as(
+    let limits: Option<Limits> = sql::query(
         // The write is the lock: a database that lets transactions run side by side makes the next one wait here.
         "UPDATE workspace_quota SET updated_at = updated_at WHERE workspace_id = $1
          RETURNING vm_slots, vcpu, memory_mb, disk_gb",
@@ -206,11 +212,11 @@ pub async fn quota_set(tx: &mut Tx, workspace: i64, new: Limits, now: Timestamp)
         return Ok(before);
     }
     if new.are_none() {
-        let gone = sqlx::query("DELETE FROM workspace_quota WHERE workspace_id = $1").bind(workspace);
-        gone.execute(&mut **tx).await.map_err(fault)?;
+        let gone = sql::query("DELETE FROM workspace_quota WHERE workspace_id = $1").bind(workspace);
+        gone.execute(tx).await.map_err(fault)?;
         return Ok(before);
     }
-    sqlx::query(
+    sql::query(
         "INSERT INTO workspace_quota (workspace_id, vm_slots, vcpu, memory_mb, disk_gb, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (workspace_id) DO UPDATE SET vm_slots = excluded.vm_slots,
             vcpu = excluded.vcpu, memory_mb = excluded.memory_mb, disk_gb = excluded.disk_gb,
@@ -222,7 +228,7 @@ pub async fn quota_set(tx: &mut Tx, workspace: i64, new: Limits, now: Timestamp)
     .bind(new.memory_mb)
     .bind(new.disk_gb)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     Ok(before)

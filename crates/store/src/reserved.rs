@@ -8,6 +8,7 @@
 
 use holdfast_model::error::Error;
 
+use crate::sql;
 use crate::{Tx, fault};
 
 /// Puts what a VM reserves on its node's row. Nothing for a VM that is deleted.
@@ -21,7 +22,7 @@ pub(crate) async fn reservation_off(tx: &mut Tx, vm: i64) -> Result<(), Error> {
 }
 
 async fn count(tx: &mut Tx, vm: i64, sign: i64) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE node SET used_slots = used_slots + $2, used_vcpu = used_vcpu + $2 * v.vcpu,
             used_memory_mb = used_memory_mb + $2 * v.memory_mb, used_disk_gb = used_disk_gb + $2 * v.disk_gb
          FROM (SELECT node_id, CASE WHEN held_vcpu > vcpu THEN held_vcpu ELSE vcpu END AS vcpu,
@@ -32,7 +33,7 @@ async fn count(tx: &mut Tx, vm: i64, sign: i64) -> Result<(), Error> {
     )
     .bind(vm)
     .bind(sign)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

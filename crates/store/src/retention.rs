@@ -16,10 +16,10 @@ use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_trust::archive::Archive;
 use holdfast_trust::chain::{Hash, ORIGIN, PublicKey};
-use sqlx::{QueryBuilder, SqliteConnection};
 
 use crate::chain::bytes;
-use crate::{Db, Store, Tx, commit, fault, from_json, is_duplicate, json};
+use crate::sql::{self, Session, record};
+use crate::{Store, Tx, commit, fault, from_json, json};
 
 /// Operations deleted per transaction: few enough that writers do not feel it.
 const OPERATIONS: i64 = 200;
@@ -65,7 +65,7 @@ pub enum Begun {
 }
 
 /// A row of `archive`.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub(crate) struct ArchiveRow {
     pub(crate) last_position: i64,
     pub(crate) first_position: i64,
@@ -79,6 +79,20 @@ pub(crate) struct ArchiveRow {
     sha256: Option<String>,
     signature: Option<String>,
 }
+
+record!(ArchiveRow {
+    last_position,
+    first_position,
+    previous_hash,
+    hash,
+    over_before,
+    audit_last,
+    ahead,
+    file,
+    archived_at,
+    sha256,
+    signature,
+});
 
 impl ArchiveRow {
     /// The signed record. `None` when the row is damaged.
@@ -118,16 +132,16 @@ const ARCHIVE: &str = "SELECT last_position, first_position, previous_hash, hash
         archived_at, sha256, signature FROM archive";
 
 /// The newest signed record: where the chain of this database begins.
-pub(crate) async fn newest_archive(connection: &mut SqliteConnection) -> Result<Option<ArchiveRow>, Error> {
-    let mut query = QueryBuilder::<Db>::new(ARCHIVE);
+pub(crate) async fn newest_archive(connection: &mut Session) -> Result<Option<ArchiveRow>, Error> {
+    let mut query = sql::query(ARCHIVE);
     query.push(" WHERE signature IS NOT NULL ORDER BY last_position DESC LIMIT 1");
-    query.build_query_as().fetch_optional(connection).await.map_err(fault)
+    query.fetch_optional(connection).await.map_err(fault)
 }
 
-async fn begun(connection: &mut SqliteConnection) -> Result<Option<ArchiveRow>, Error> {
-    let mut query = QueryBuilder::<Db>::new(ARCHIVE);
+async fn begun(connection: &mut Session) -> Result<Option<ArchiveRow>, Error> {
+    let mut query = sql::query(ARCHIVE);
     query.push(" WHERE signature IS NULL ORDER BY last_position DESC LIMIT 1");
-    query.build_query_as().fetch_optional(connection).await.map_err(fault)
+    query.fetch_optional(connection).await.map_err(fault)
 }
 
 /// Where the record of a running server begins.
@@ -142,7 +156,7 @@ pub struct Base {
 impl Store {
     /// Where the record begins, if something left.
     pub async fn archive_base(&self) -> Result<Option<Base>, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         let newest = newest_archive(&mut connection).await?;
         Ok(newest.map(|row| Base { position: row.last_position, over_before: Timestamp(row.over_before) }))
     }
@@ -150,7 +164,7 @@ impl Store {
     /// Looks for what leaves: everything below the first operation that was not over before `before`, up to a checkpoint,
     /// at most about `most` events. An archive that was begun is finished first.
     pub async fn archive_begin(&self, before: Timestamp, most: i64, now: Timestamp) -> Result<Begun, Error> {
-        let mut snapshot = self.read().begin().await.map_err(fault)?;
+        let mut snapshot = self.read().begin()?;
         let newest = newest_archive(&mut snapshot).await?;
         let left: Vec<i64> = newest.as_ref().map_or(Ok(Vec::new()), |row| from_json(&row.ahead))?;
         let elsewhere = |last: i64| left.iter().copied().filter(|position| *position <= last).collect::<Vec<_>>();
@@ -165,7 +179,7 @@ impl Store {
             None => (0, ORIGIN),
         };
         let (end, held) = leaving_end(&mut snapshot, before, after, after.saturating_add(most)).await?;
-        let checkpoint: Option<(i64, String)> = sqlx::query_as(
+        let checkpoint: Option<(i64, String)> = sql::query(
             "SELECT last_position, hash FROM checkpoint WHERE last_position > $1 AND last_position <= $2
              ORDER BY last_position DESC LIMIT 1",
         )
@@ -176,7 +190,7 @@ impl Store {
         .map_err(fault)?;
         let Some((last, hash)) = checkpoint else { return Ok(Begun::Nothing(held)) };
         // Operations of the span with events above it.
-        let mut ahead: Vec<i64> = sqlx::query_scalar(
+        let mut ahead: Vec<i64> = sql::query(
             "SELECT q.position FROM event_position p JOIN operation_event e ON e.id = p.event_id AND e.seq = 1
              JOIN operation_event later ON later.operation_id = e.operation_id
              JOIN event_position q ON q.event_id = later.id
@@ -187,11 +201,9 @@ impl Store {
         .fetch_all(&mut *snapshot)
         .await
         .map_err(fault)?;
-        let audit_last = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) FROM audit_log")
-            .fetch_one(&mut *snapshot)
-            .await
-            .map_err(fault)?;
-        snapshot.rollback().await.map_err(fault)?;
+        let audit_last =
+            sql::query("SELECT COALESCE(MAX(id), 0) FROM audit_log").fetch_one(&mut *snapshot).await.map_err(fault)?;
+        drop(snapshot);
         let before_this = elsewhere(last);
         ahead.extend(left.iter().filter(|position| **position > last));
         ahead.sort_unstable();
@@ -216,7 +228,7 @@ impl Store {
     /// False when there is such an archive.
     async fn archive_insert(&self, leaving: &Leaving) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
-        let inserted = sqlx::query(
+        let inserted = sql::query(
             "INSERT INTO archive (last_position, first_position, previous_hash, hash, over_before, audit_last, ahead,
                 file, archived_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
@@ -229,11 +241,11 @@ impl Store {
         .bind(json(&leaving.ahead)?)
         .bind(&leaving.file)
         .bind(leaving.begun_at)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await;
         match inserted {
             Ok(_) => commit(tx).await.map(|()| true),
-            Err(e) if is_duplicate(&e) => Ok(false),
+            Err(e) if e.is_duplicate() => Ok(false),
             Err(e) => Err(fault(e)),
         }
     }
@@ -244,7 +256,7 @@ impl Store {
             return Err(Error::internal("the record of an archive is not signed"));
         }
         let mut tx = self.begin().await?;
-        let kept = sqlx::query(
+        let kept = sql::query(
             "UPDATE archive SET archived_at = $3, sha256 = $4, signature = $5
              WHERE last_position = $1 AND first_position = $2 AND signature IS NULL",
         )
@@ -253,10 +265,10 @@ impl Store {
         .bind(record.archived_at)
         .bind(&record.sha256)
         .bind(hex::encode(record.signature))
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(fault)?;
-        if kept.rows_affected() != 1 {
+        if kept != 1 {
             return Err(Error::internal("the archive was not begun, or is recorded already"));
         }
         commit(tx).await
@@ -264,11 +276,12 @@ impl Store {
 
     /// Deletes some of what has left. True when there is more.
     pub async fn archive_sweep(&self) -> Result<bool, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         let newest = newest_archive(&mut connection).await?;
         drop(connection);
         let Some(newest) = newest else { return Ok(false) };
         let mut tx = self.begin().await?;
+        tx.may_take_long(true);
         let swept = operations_sweep(&mut tx, &newest).await?
             || audit_sweep(&mut tx, &newest).await?
             || seals_sweep(&mut tx, &newest).await?;
@@ -281,9 +294,9 @@ impl Store {
     /// Deletes keys that no request can use any more.
     pub async fn idempotency_expire(&self, now: Timestamp) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        sqlx::query("DELETE FROM idempotency_key WHERE expires_at <= $1")
+        sql::query("DELETE FROM idempotency_key WHERE expires_at <= $1")
             .bind(now.micros())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .map_err(fault)?;
         commit(tx).await
@@ -292,18 +305,17 @@ impl Store {
 
 /// Up to where operations may leave, and the old one that holds back those after it.
 async fn leaving_end(
-    snapshot: &mut SqliteConnection,
+    snapshot: &mut Session,
     before: Timestamp,
     after: i64,
     most: i64,
 ) -> Result<(i64, Option<Held>), Error> {
-    let sealed: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(last_position), 0) FROM checkpoint")
+    let sealed: i64 = sql::query("SELECT COALESCE(MAX(last_position), 0) FROM checkpoint")
         .fetch_one(&mut *snapshot)
         .await
         .map_err(fault)?;
     let end = sealed.min(most);
     // One that is over, but whose last event is not sealed, is not proven yet.
-    #[derive(sqlx::FromRow)]
     struct First {
         position: i64,
         uuid: Option<String>,
@@ -311,7 +323,9 @@ async fn leaving_end(
         created_at: Option<i64>,
         young: bool,
     }
-    let first: Option<First> = sqlx::query_as(
+
+    record!(First { position, uuid, status, created_at, young });
+    let first: Option<First> = sql::query(
         "SELECT p.position, o.uuid, o.status, o.created_at, o.status IN ('done', 'failed', 'cancelled')
                 AND o.completed_at >= $3 AS young
          FROM event_position p LEFT JOIN operation_event e ON e.id = p.event_id
@@ -340,7 +354,7 @@ async fn leaving_end(
 
 /// Operations that left, with everything that belongs to them.
 async fn operations_sweep(tx: &mut Tx, newest: &ArchiveRow) -> Result<bool, Error> {
-    let ids: Vec<i64> = sqlx::query_scalar(
+    let ids: Vec<i64> = sql::query(
         "SELECT e.operation_id FROM event_position p JOIN operation_event e ON e.id = p.event_id
          WHERE p.position <= $1 AND e.seq = 1 ORDER BY p.position LIMIT $2",
     )
@@ -359,35 +373,31 @@ async fn operations_sweep(tx: &mut Tx, newest: &ArchiveRow) -> Result<bool, Erro
         ("DELETE FROM operation_resource WHERE operation_id IN (", ")"),
         ("DELETE FROM operation WHERE id IN (", ")"),
     ] {
-        let mut query = QueryBuilder::<Db>::new(statement);
-        let mut list = query.separated(", ");
-        for id in &ids {
-            list.push_bind(*id);
-        }
-        list.push_unseparated(end);
-        query.build().execute(&mut **tx).await.map_err(fault)?;
+        let mut query = sql::query(statement);
+        query.push_list(&ids).push(end);
+        query.execute(tx).await.map_err(fault)?;
     }
     Ok(true)
 }
 
 /// Audit rows of that age that belong to no operation.
 async fn audit_sweep(tx: &mut Tx, newest: &ArchiveRow) -> Result<bool, Error> {
-    let deleted = sqlx::query(
+    let deleted = sql::query(
         "DELETE FROM audit_log WHERE id IN (SELECT a.id FROM audit_log a LEFT JOIN operation o ON o.id = a.operation_id
             WHERE a.id <= $1 AND a.at < $2 AND o.id IS NULL ORDER BY a.id LIMIT $3)",
     )
     .bind(newest.audit_last)
     .bind(newest.over_before)
     .bind(AUDIT_ROWS)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
-    Ok(deleted.rows_affected() > 0)
+    Ok(deleted > 0)
 }
 
 /// Checkpoints that left, lowest first, each with the seals under it; the last one stays, without them.
 async fn seals_sweep(tx: &mut Tx, newest: &ArchiveRow) -> Result<bool, Error> {
-    let end: Option<i64> = sqlx::query_scalar(
+    let end: Option<i64> = sql::query(
         "SELECT MAX(last_position) FROM (SELECT last_position FROM checkpoint WHERE last_position < $1
             ORDER BY last_position LIMIT $2) AS lowest",
     )
@@ -396,17 +406,13 @@ async fn seals_sweep(tx: &mut Tx, newest: &ArchiveRow) -> Result<bool, Error> {
     .fetch_one(&mut **tx)
     .await
     .map_err(fault)?;
-    let seals = sqlx::query("DELETE FROM event_seal WHERE position <= $1")
+    let seals = sql::query("DELETE FROM event_seal WHERE position <= $1")
         .bind(end.unwrap_or(newest.last_position))
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     if let Some(end) = end {
-        sqlx::query("DELETE FROM checkpoint WHERE last_position <= $1")
-            .bind(end)
-            .execute(&mut **tx)
-            .await
-            .map_err(fault)?;
+        sql::query("DELETE FROM checkpoint WHERE last_position <= $1").bind(end).execute(tx).await.map_err(fault)?;
     }
-    Ok(end.is_some() || seals.rows_affected() > 0)
+    Ok(end.is_some() || seals > 0)
 }

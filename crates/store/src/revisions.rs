@@ -18,14 +18,13 @@ use holdfast_model::Timestamp;
 use holdfast_model::compose::AppCompose;
 use holdfast_model::error::Error;
 use holdfast_model::vm::{PortChoice, PortMapping};
-use sqlx::QueryBuilder;
 
 use crate::quotas::{Size, growth, quota_check};
 use crate::reserved::{reservation_off, reservation_on};
+use crate::sql::{self, record};
 use crate::vms::{Vm, name_take, names_drop, port_row};
 use crate::{Tx, fault, from_json, json};
 
-#[derive(sqlx::FromRow)]
 struct Row {
     name: String,
     instance_type: Option<String>,
@@ -48,9 +47,31 @@ struct Row {
     allow_force_stop: bool,
 }
 
+record!(Row {
+    name,
+    instance_type,
+    vcpu,
+    memory_mb,
+    disk_gb,
+    image,
+    os_image_hash,
+    compose_hash,
+    compose,
+    encrypted_env,
+    env_names,
+    user_config,
+    listed,
+    public_logs,
+    public_sysinfo,
+    public_tcbinfo,
+    port_choice,
+    shutdown_timeout,
+    allow_force_stop,
+});
+
 /// A revision of a VM, on the ports that the VM has for it.
 async fn revision_read(tx: &mut Tx, vm_id: i64, revision: i64) -> Result<Revision, Error> {
-    let row: Row = sqlx::query_as(
+    let row: Row = sql::query(
         "SELECT r.name, r.instance_type, r.vcpu, r.memory_mb, r.disk_gb, r.image, r.os_image_hash, r.compose_hash,
                 c.content AS compose, r.encrypted_env, r.env_names, r.user_config, r.listed, r.public_logs,
                 r.public_sysinfo, r.public_tcbinfo, r.port_choice, r.shutdown_timeout, r.allow_force_stop
@@ -99,15 +120,16 @@ pub async fn revisions_of(tx: &mut Tx, operation: i64) -> Result<Option<(Revisio
 }
 
 /// From which revision to which an operation leads.
-#[derive(sqlx::FromRow)]
 struct Step {
     vm_id: i64,
     revision: i64,
     from: i64,
 }
 
+record!(Step { vm_id, revision, from });
+
 async fn step_of(tx: &mut Tx, operation: i64) -> Result<Option<Step>, Error> {
-    sqlx::query_as(
+    sql::query(
         "SELECT vm_id, revision, COALESCE(parent, revision) AS \"from\" FROM vm_revision WHERE operation_id = $1",
     )
     .bind(operation)
@@ -123,7 +145,7 @@ pub(crate) async fn change_of(tx: &mut Tx, operation: i64) -> Result<Option<Chan
 
 /// True while an operation changes what a VM runs, and may still take it back.
 pub async fn compose_is_changing(tx: &mut Tx, vm: i64) -> Result<bool, Error> {
-    let changing: Option<i64> = sqlx::query_scalar(
+    let changing: Option<i64> = sql::query(
         "SELECT r.operation_id FROM operation_resource r
          JOIN vm_revision new ON new.operation_id = r.operation_id AND new.vm_id = r.resource_id
          JOIN vm_revision old ON old.vm_id = new.vm_id AND old.revision = new.parent
@@ -138,7 +160,7 @@ pub async fn compose_is_changing(tx: &mut Tx, vm: i64) -> Result<bool, Error> {
 
 /// Writes down what a create made, as revision 1. Does nothing for a VM that has it.
 pub async fn revision_first(tx: &mut Tx, vm_id: i64, operation: Option<i64>, now: Timestamp) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
             memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
             public_logs, public_sysinfo, public_tcbinfo, shutdown_timeout, allow_force_stop)
@@ -150,7 +172,7 @@ pub async fn revision_first(tx: &mut Tx, vm_id: i64, operation: Option<i64>, now
     .bind(vm_id)
     .bind(operation)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -169,7 +191,7 @@ pub async fn revision_insert(
     let counted = size_counted(tx, vm.id).await?;
     let wanted = Size::of_vm(new.vcpu.max(vm.vcpu), new.memory_mb.max(vm.memory_mb), new.disk_gb.max(vm.disk_gb));
     quota_check(tx, vm.workspace_id, growth(counted, wanted)).await?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_revision (vm_id, revision, parent, operation_id, created_at, name, instance_type, vcpu,
             memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names, user_config, listed,
             public_logs, public_sysinfo, public_tcbinfo, shutdown_timeout, allow_force_stop)
@@ -197,25 +219,25 @@ pub async fn revision_insert(
     .bind(new.visibility.tcbinfo)
     .bind(new.shutdown.timeout_s)
     .bind(new.shutdown.force)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     reservation_off(tx, vm.id).await?;
-    sqlx::query("UPDATE vm SET held_vcpu = $2, held_memory_mb = $3, held_disk_gb = $4 WHERE id = $1")
+    sql::query("UPDATE vm SET held_vcpu = $2, held_memory_mb = $3, held_disk_gb = $4 WHERE id = $1")
         .bind(vm.id)
         .bind(wanted.vcpu)
         .bind(wanted.memory_mb)
         .bind(wanted.disk_gb)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     reservation_on(tx, vm.id).await?;
     if new.port_choice != PortChoice::default() {
-        sqlx::query("UPDATE vm_revision SET port_choice = $3 WHERE vm_id = $1 AND operation_id = $2")
+        sql::query("UPDATE vm_revision SET port_choice = $3 WHERE vm_id = $1 AND operation_id = $2")
             .bind(vm.id)
             .bind(operation)
             .bind(json(&new.port_choice)?)
-            .execute(&mut **tx)
+            .execute(tx)
             .await
             .map_err(fault)?;
     }
@@ -227,7 +249,7 @@ pub async fn revision_insert(
 
 /// What is reserved for a VM that exists.
 async fn size_counted(tx: &mut Tx, vm_id: i64) -> Result<Size, Error> {
-    sqlx::query_as(
+    sql::query(
         "SELECT 1 AS vm_slots, CASE WHEN held_vcpu > vcpu THEN held_vcpu ELSE vcpu END AS vcpu,
             CASE WHEN held_memory_mb > memory_mb THEN held_memory_mb ELSE memory_mb END AS memory_mb,
             CASE WHEN held_disk_gb > disk_gb THEN held_disk_gb ELSE disk_gb END AS disk_gb
@@ -241,7 +263,7 @@ async fn size_counted(tx: &mut Tx, vm_id: i64) -> Result<Size, Error> {
 
 /// Takes a host port, unless the VM has it already.
 async fn port_insert(tx: &mut Tx, vm: &Vm, port: &PortMapping) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_port (node_id, host_port, vm_id, vm_port, protocol, host_address, active)
          SELECT $1, $2, $3, $4, $5, $6, FALSE
          WHERE NOT EXISTS (SELECT 1 FROM vm_port WHERE vm_id = $3 AND vm_port = $4 AND protocol = $5)",
@@ -252,7 +274,7 @@ async fn port_insert(tx: &mut Tx, vm: &Vm, port: &PortMapping) -> Result<(), Err
     .bind(i64::from(port.vm_port))
     .bind(&port.protocol)
     .bind(&port.host_address)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -268,7 +290,7 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
         Direction::Undo => from,
     };
     reservation_off(tx, vm_id).await?;
-    sqlx::query(
+    sql::query(
         "UPDATE vm SET revision = r.revision, name = r.name, instance_type = r.instance_type, vcpu = r.vcpu,
             memory_mb = r.memory_mb, disk_gb = r.disk_gb, image = r.image, os_image_hash = r.os_image_hash,
             compose_hash = r.compose_hash, encrypted_env = r.encrypted_env, env_names = r.env_names,
@@ -279,17 +301,17 @@ pub(crate) async fn revision_apply(tx: &mut Tx, operation: i64, direction: Direc
     )
     .bind(vm_id)
     .bind(target)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     reservation_on(tx, vm_id).await?;
     let ports = revision_read(tx, vm_id, target).await?.ports;
-    let mut query = QueryBuilder::new("UPDATE vm_port SET active = vm_port IN (-1");
+    let mut query = sql::query("UPDATE vm_port SET active = vm_port IN (-1");
     for port in &ports {
         query.push(", ").push_bind(i64::from(port.vm_port));
     }
     query.push(") WHERE vm_id = ").push_bind(vm_id);
-    query.build().execute(&mut **tx).await.map(drop).map_err(fault)
+    query.execute(tx).await.map(drop).map_err(fault)
 }
 
 /// An update is over: what only the revision that is not in force took is given back.
@@ -299,7 +321,7 @@ pub(crate) async fn revision_settle(tx: &mut Tx, vm_id: i64) -> Result<(), Error
         "UPDATE vm SET held_vcpu = 0, held_memory_mb = 0, held_disk_gb = 0 WHERE id = $1",
         "DELETE FROM vm_port WHERE vm_id = $1 AND NOT active",
     ] {
-        sqlx::query(given_back).bind(vm_id).execute(&mut **tx).await.map_err(fault)?;
+        sql::query(given_back).bind(vm_id).execute(tx).await.map_err(fault)?;
     }
     reservation_on(tx, vm_id).await?;
     names_drop(tx, vm_id).await
@@ -312,7 +334,7 @@ fn published(compose: &str) -> BTreeSet<u16> {
 
 /// Every host port that the VM has, in force or not, by port inside.
 async fn ports_of(tx: &mut Tx, vm_id: i64) -> Result<Vec<PortMapping>, Error> {
-    let rows: Vec<(i64, String, String, i64, i64)> = sqlx::query_as(
+    let rows: Vec<(i64, String, String, i64, i64)> = sql::query(
         "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port WHERE vm_id = $1 ORDER BY vm_port",
     )
     .bind(vm_id)

@@ -8,6 +8,7 @@ use holdfast_model::error::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::RequestInfo;
+use crate::sql;
 use crate::tenancy::Principal;
 use crate::{Store, Tx, fault, from_json, json};
 
@@ -39,7 +40,7 @@ pub struct Due {
 impl Store {
     /// CVMs whose deletion is due, the oldest first.
     pub async fn deletes_due(&self, limit: i64, now: Timestamp) -> Result<Vec<i64>, Error> {
-        sqlx::query_scalar(
+        sql::query(
             "SELECT id FROM vm WHERE scheduled_delete_at IS NOT NULL AND scheduled_delete_at <= $1
              ORDER BY scheduled_delete_at LIMIT $2",
         )
@@ -76,11 +77,11 @@ pub async fn schedule_drop(tx: &mut Tx, vm: i64) -> Result<(), Error> {
 }
 
 async fn write(tx: &mut Tx, vm: i64, at: Option<Timestamp>, by: Option<String>) -> Result<(), Error> {
-    sqlx::query("UPDATE vm SET scheduled_delete_at = $2, scheduled_delete_by = $3 WHERE id = $1")
+    sql::query("UPDATE vm SET scheduled_delete_at = $2, scheduled_delete_by = $3 WHERE id = $1")
         .bind(vm)
         .bind(at.map(Timestamp::micros))
         .bind(by)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -88,7 +89,7 @@ async fn write(tx: &mut Tx, vm: i64, at: Option<Timestamp>, by: Option<String>) 
 
 /// Takes a CVM's deletion if it is due: then it is not due any more.
 pub async fn schedule_take(tx: &mut Tx, vm: i64, now: Timestamp) -> Result<Option<Due>, Error> {
-    let due: Option<(i64, i64, String)> = sqlx::query_as(
+    let due: Option<(i64, i64, String)> = sql::query(
         "SELECT workspace_id, scheduled_delete_at, scheduled_delete_by FROM vm
          WHERE id = $1 AND deleted_at IS NULL AND scheduled_delete_at <= $2 AND scheduled_delete_by IS NOT NULL",
     )
@@ -117,7 +118,7 @@ pub async fn schedule_take(tx: &mut Tx, vm: i64, now: Timestamp) -> Result<Optio
 
 /// Who asked, whatever has become of their key and their role since: what they asked for was accepted then.
 async fn principal(tx: &mut Tx, workspace: i64, by: &By) -> Result<Principal, Error> {
-    sqlx::query_as(
+    sql::query(
         "SELECT u.id AS user_id, u.username, u.email, u.role AS user_role, w.id AS workspace_id,
                 w.uuid AS workspace_uuid, w.slug AS workspace_slug, w.name AS workspace_name,
                 w.tier AS workspace_tier, w.address AS workspace_address,

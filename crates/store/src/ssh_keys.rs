@@ -6,10 +6,11 @@
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// A public key of a user.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshKey {
     pub id: i64,
     pub user_id: i64,
@@ -29,6 +30,20 @@ pub struct SshKey {
     pub updated_at: i64,
 }
 
+record!(SshKey {
+    id,
+    user_id,
+    name,
+    public_key,
+    fingerprint,
+    key_type,
+    bits,
+    github_username,
+    last_synced_at,
+    created_at,
+    updated_at,
+});
+
 /// A key that is to be kept.
 #[derive(Debug, Clone, Copy)]
 pub struct NewSshKey<'a> {
@@ -45,13 +60,13 @@ const OF_USER: &str = "SELECT * FROM ssh_key WHERE user_id = $1 ORDER BY id";
 impl Store {
     /// The keys of a user, oldest first.
     pub async fn ssh_keys(&self, user: i64) -> Result<Vec<SshKey>, Error> {
-        sqlx::query_as(OF_USER).bind(user).fetch_all(self.read()).await.map_err(fault)
+        sql::query(OF_USER).bind(user).fetch_all(self.read()).await.map_err(fault)
     }
 }
 
 /// The keys of a user, oldest first, as this transaction sees them.
 pub async fn ssh_keys_in(tx: &mut Tx, user: i64) -> Result<Vec<SshKey>, Error> {
-    sqlx::query_as(OF_USER).bind(user).fetch_all(&mut **tx).await.map_err(fault)
+    sql::query(OF_USER).bind(user).fetch_all(&mut **tx).await.map_err(fault)
 }
 
 /// Keeps a key. `None` when the user has it already.
@@ -61,7 +76,7 @@ pub async fn ssh_key_insert(
     new: NewSshKey<'_>,
     now: Timestamp,
 ) -> Result<Option<SshKey>, Error> {
-    sqlx::query_as(
+    sql::query(
         "INSERT INTO ssh_key (user_id, name, public_key, fingerprint, key_type, bits, github_username,
             last_synced_at, created_at, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $7 IS NULL THEN NULL ELSE $8 END, $8, $8)
@@ -82,11 +97,11 @@ pub async fn ssh_key_insert(
 
 /// Notes that the profile that a key was imported from still has it.
 pub async fn ssh_key_synced(tx: &mut Tx, user: i64, key: i64, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("UPDATE ssh_key SET last_synced_at = $3, updated_at = $3 WHERE id = $1 AND user_id = $2")
+    sql::query("UPDATE ssh_key SET last_synced_at = $3, updated_at = $3 WHERE id = $1 AND user_id = $2")
         .bind(key)
         .bind(user)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -94,11 +109,11 @@ pub async fn ssh_key_synced(tx: &mut Tx, user: i64, key: i64, now: Timestamp) ->
 
 /// Removes a key of this user. False when they have none of this id.
 pub async fn ssh_key_delete(tx: &mut Tx, user: i64, key: i64) -> Result<bool, Error> {
-    let gone = sqlx::query("DELETE FROM ssh_key WHERE id = $1 AND user_id = $2")
+    let gone = sql::query("DELETE FROM ssh_key WHERE id = $1 AND user_id = $2")
         .bind(key)
         .bind(user)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    Ok(gone.rows_affected() == 1)
+    Ok(gone == 1)
 }

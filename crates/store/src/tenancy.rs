@@ -6,13 +6,13 @@ use holdfast_model::error::{Code, Error};
 use holdfast_model::limits::Limits;
 use uuid::Uuid;
 
-use crate::reader::{Query, record};
+use crate::sql::{self, record};
 use crate::users::user_create;
 use crate::workspaces::{NewWorkspace, workspace_insert};
 use crate::{Store, Tx, fault};
 
 /// Who is asking, in which workspace.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     pub user_id: i64,
     pub username: String,
@@ -36,7 +36,6 @@ pub struct Principal {
     /// What the credential is: `token`, `device`, `password` or `session`.
     pub key_kind: String,
     /// What the credential was made for.
-    #[sqlx(try_from = "String")]
     pub limits: Limits,
 }
 
@@ -102,19 +101,19 @@ const MEMBER: &str = "SELECT u.id AS user_id, u.username, u.email, u.role AS use
 impl Store {
     /// The holder of the credential with this sha256, unless it was revoked, has expired or is not valid yet.
     pub async fn principal(&self, key_hash: &str, now: Timestamp) -> Result<Option<Principal>, Error> {
-        let holder = Query::with(HOLDER, [key_hash.to_owned().into(), now.micros().into()]);
-        self.readers().here(|db| db.first(&holder))
+        let holder = sql::query(HOLDER).bind(key_hash).bind(now.micros());
+        self.read().here(|db| db.first(&holder))
     }
 
     /// A member of a workspace, without any credential: for what somebody else does in their name (the operator beside
     /// the database) or before they have one (a login). `None` when they do not belong to it.
     pub async fn principal_of(&self, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
-        sqlx::query_as(MEMBER).bind(user).bind(workspace).fetch_optional(self.read()).await.map_err(fault)
+        sql::query(MEMBER).bind(user).bind(workspace).fetch_optional(self.read()).await.map_err(fault)
     }
 
     /// The workspace that somebody works in who names none: the first that they belong to.
     pub async fn home_workspace(&self, user: i64) -> Result<Option<i64>, Error> {
-        sqlx::query_scalar(
+        sql::query(
             "SELECT m.workspace_id FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id
              WHERE m.user_id = $1 AND w.disabled_at IS NULL ORDER BY m.workspace_id LIMIT 1",
         )
@@ -126,18 +125,16 @@ impl Store {
 
     /// The user of this name or e-mail address.
     pub async fn user_of_login(&self, name: &str) -> Result<Option<i64>, Error> {
-        sqlx::query_scalar(
-            "SELECT id FROM user_account WHERE username = $1 OR email = $1 ORDER BY username = $1 DESC LIMIT 1",
-        )
-        .bind(name)
-        .fetch_optional(self.read())
-        .await
-        .map_err(fault)
+        sql::query("SELECT id FROM user_account WHERE username = $1 OR email = $1 ORDER BY username = $1 DESC LIMIT 1")
+            .bind(name)
+            .fetch_optional(self.read())
+            .await
+            .map_err(fault)
     }
 
     /// The workspace with this slug.
     pub async fn workspace_slugged(&self, slug: &str) -> Result<Option<i64>, Error> {
-        sqlx::query_scalar("SELECT id FROM workspace WHERE slug = $1")
+        sql::query("SELECT id FROM workspace WHERE slug = $1")
             .bind(slug)
             .fetch_optional(self.read())
             .await
@@ -146,7 +143,7 @@ impl Store {
 
     /// Internal and public ids of a workspace's projects.
     pub async fn project_ids(&self, workspace: i64) -> Result<Vec<(i64, String)>, Error> {
-        sqlx::query_as("SELECT id, uuid FROM project WHERE workspace_id = $1 ORDER BY id")
+        sql::query("SELECT id, uuid FROM project WHERE workspace_id = $1 ORDER BY id")
             .bind(workspace)
             .fetch_all(self.read())
             .await
@@ -155,7 +152,7 @@ impl Store {
 
     /// The installation's first administrator and their workspace, if it was set up: (user, workspace).
     pub async fn first_admin(&self) -> Result<Option<(i64, i64)>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT u.id, m.workspace_id FROM user_account u JOIN workspace_member m ON m.user_id = u.id
              WHERE u.role = 'admin' ORDER BY u.id, m.workspace_id LIMIT 1",
         )
@@ -167,7 +164,7 @@ impl Store {
 
 /// [`Store::principal_of`], as this transaction has it.
 pub async fn principal_in(tx: &mut Tx, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
-    sqlx::query_as(MEMBER).bind(user).bind(workspace).fetch_optional(&mut **tx).await.map_err(fault)
+    sql::query(MEMBER).bind(user).bind(workspace).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// A user, a workspace they own, and its default project. Returns (user, workspace).
@@ -195,7 +192,7 @@ pub async fn api_key_create(
     default_version: &str,
     now: Timestamp,
 ) -> Result<i64, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "INSERT INTO api_key (uuid, workspace_id, user_id, name, prefix, hash, default_version, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
     )

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_model::vm::VmStatus;
-use sqlx::QueryBuilder;
 
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// From `at` on a CVM was like this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     pub vm_id: i64,
     pub at: i64,
@@ -24,8 +24,10 @@ pub struct Mark {
     pub disk_gb: i64,
 }
 
+record!(Mark { vm_id, at, running, vcpu, memory_mb, disk_gb });
+
 /// A CVM of an app, living or not, for as long as it was there.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Life {
     pub id: i64,
     pub uuid: String,
@@ -36,10 +38,12 @@ pub struct Life {
     pub deleted_at: Option<i64>,
 }
 
+record!(Life { id, uuid, instance_id, disk_gb, created_at, deleted_at });
+
 impl Store {
     /// Every CVM that an app ever had and that was there between two moments, oldest first.
     pub async fn app_lives(&self, app_row: i64, from: Timestamp, to: Timestamp) -> Result<Vec<Life>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT id, uuid, instance_id, disk_gb, created_at, deleted_at FROM vm
              WHERE app_row = $1 AND created_at < $3 AND (deleted_at IS NULL OR deleted_at > $2) ORDER BY id",
         )
@@ -55,15 +59,10 @@ impl Store {
     pub async fn usage_marks(&self, vms: &[i64], to: Timestamp) -> Result<HashMap<i64, Vec<Mark>>, Error> {
         let mut marks: HashMap<i64, Vec<Mark>> = HashMap::new();
         for chunk in vms.chunks(500) {
-            let mut query =
-                QueryBuilder::new("SELECT vm_id, at, running, vcpu, memory_mb, disk_gb FROM vm_usage WHERE at < ");
+            let mut query = sql::query("SELECT vm_id, at, running, vcpu, memory_mb, disk_gb FROM vm_usage WHERE at < ");
             query.push_bind(to.micros()).push(" AND vm_id IN (");
-            let mut list = query.separated(", ");
-            for id in chunk {
-                list.push_bind(*id);
-            }
-            list.push_unseparated(") ORDER BY vm_id, id");
-            let rows: Vec<Mark> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+            query.push_list(chunk).push(") ORDER BY vm_id, id");
+            let rows: Vec<Mark> = query.fetch_all(self.read()).await.map_err(fault)?;
             for mark in rows {
                 marks.entry(mark.vm_id).or_default().push(mark);
             }
@@ -80,7 +79,7 @@ pub(crate) async fn usage_note(tx: &mut Tx, vm: i64, status: VmStatus, now: Time
         // On the way somewhere; and what is deleted has an end of its own.
         _ => return Ok(()),
     };
-    sqlx::query(
+    sql::query(
         "INSERT INTO vm_usage (vm_id, at, running, vcpu, memory_mb, disk_gb)
          SELECT v.id, $2, $3, v.vcpu, v.memory_mb, v.disk_gb FROM vm v
          WHERE v.id = $1 AND NOT EXISTS (SELECT 1 FROM vm_usage u
@@ -90,7 +89,7 @@ pub(crate) async fn usage_note(tx: &mut Tx, vm: i64, status: VmStatus, now: Time
     .bind(vm)
     .bind(now.micros())
     .bind(running)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

@@ -8,11 +8,11 @@ use holdfast_model::error::{Code, Error};
 use uuid::Uuid;
 
 use crate::page::{From, Page, Place, Sort, Total};
-use crate::reader::{Query, record};
+use crate::sql::{self, record};
 use crate::{Store, Tx, fault};
 
 /// Somebody with an account.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub id: i64,
     pub uuid: String,
@@ -49,14 +49,14 @@ impl Store {
         let sort = order();
         let (order, place) = from.read(&sort);
         let spell = |column: &str| format!("u.{column}");
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE 1 = 1");
         if let Some(place) = place {
             order.push_after(&mut query, spell, place);
         }
         query.push(" ORDER BY ").push(order.order_by(spell)).push(" LIMIT ").push_bind(limit + 1);
-        let reading = self.readers().aside(move |db| {
-            let (total,) = db.one(&Query::new("SELECT COUNT(*) FROM user_account"))?;
+        let reading = self.read().aside(move |db| {
+            let (total,) = db.one(&sql::query("SELECT COUNT(*) FROM user_account"))?;
             Ok((db.all(&query)?, total))
         });
         let (rows, total) = reading.await?;
@@ -64,37 +64,37 @@ impl Store {
     }
 
     pub async fn user(&self, id: i64) -> Result<Option<User>, Error> {
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE u.id = ").push_bind(id);
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// Whoever has this username.
     pub async fn user_named(&self, username: &str) -> Result<Option<User>, Error> {
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE u.username = ").push_bind(username.to_owned());
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// Whoever has this address, in small letters.
     pub async fn user_with_email(&self, email: &str) -> Result<Option<User>, Error> {
-        let mut query = Query::new(COLUMNS);
+        let mut query = sql::query(COLUMNS);
         query.push(" WHERE u.email = ").push_bind(email.to_owned());
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 }
 
 /// Whoever has this address, in small letters, as this transaction has it.
 pub async fn user_with_email_in(tx: &mut Tx, email: &str) -> Result<Option<User>, Error> {
-    let mut query = sqlx::QueryBuilder::new(COLUMNS);
+    let mut query = sql::query(COLUMNS);
     query.push(" WHERE u.email = ").push_bind(email.to_owned());
-    query.build_query_as().fetch_optional(&mut **tx).await.map_err(fault)
+    query.fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// Makes an account, and refuses a username or address that somebody has. Nobody can sign in with it until they get a
 /// key or a password.
 pub async fn user_create(tx: &mut Tx, username: &str, email: &str, role: &str, now: Timestamp) -> Result<i64, Error> {
-    let made: Option<i64> = sqlx::query_scalar(
+    let made: Option<i64> = sql::query(
         "INSERT INTO user_account (uuid, username, email, role, created_at) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT DO NOTHING RETURNING id",
     )
@@ -111,10 +111,10 @@ pub async fn user_create(tx: &mut Tx, username: &str, email: &str, role: &str, n
 
 /// Sets what a user may do in the whole installation: `admin` or `user`.
 pub async fn user_set_role(tx: &mut Tx, user: i64, role: &str) -> Result<(), Error> {
-    sqlx::query("UPDATE user_account SET role = $2 WHERE id = $1")
+    sql::query("UPDATE user_account SET role = $2 WHERE id = $1")
         .bind(user)
         .bind(role)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -122,10 +122,10 @@ pub async fn user_set_role(tx: &mut Tx, user: i64, role: &str) -> Result<(), Err
 
 /// Disables a user since a moment, or enables them again with `None`.
 pub async fn user_set_disabled(tx: &mut Tx, user: i64, since: Option<Timestamp>) -> Result<(), Error> {
-    sqlx::query("UPDATE user_account SET disabled_at = $2 WHERE id = $1")
+    sql::query("UPDATE user_account SET disabled_at = $2 WHERE id = $1")
         .bind(user)
         .bind(since.map(Timestamp::micros))
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -133,7 +133,7 @@ pub async fn user_set_disabled(tx: &mut Tx, user: i64, since: Option<Timestamp>)
 
 /// How many can run the installation, as this transaction has it.
 pub async fn admins_left(tx: &mut Tx) -> Result<i64, Error> {
-    sqlx::query_scalar("SELECT COUNT(*) FROM user_account WHERE role = 'admin' AND disabled_at IS NULL")
+    sql::query("SELECT COUNT(*) FROM user_account WHERE role = 'admin' AND disabled_at IS NULL")
         .fetch_one(&mut **tx)
         .await
         .map_err(fault)

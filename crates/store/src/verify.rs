@@ -7,7 +7,6 @@
 //! there while the server deletes: then its seal is too, and it is checked like any other.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use holdfast_model::error::Error;
 use holdfast_trust::archive::Archive;
@@ -15,17 +14,15 @@ use holdfast_trust::chain::Checkpoint;
 pub use holdfast_trust::chain::PublicKey;
 pub use holdfast_trust::walk::Problem;
 use holdfast_trust::walk::{Seal, Walk};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::chain::{bytes, entries, public_key};
 use crate::retention::newest_archive;
+use crate::sql::{self, Session, record};
 use crate::{MIGRATIONS, OpenError, fault};
 
 /// A database opened to be read only.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    pool: SqlitePool,
     file: PathBuf,
     /// Nobody had it open: it is read without making the files that users of a database share.
     at_rest: bool,
@@ -61,7 +58,6 @@ pub struct Known {
     pub head: Option<(i64, String)>,
 }
 
-#[derive(sqlx::FromRow)]
 struct CheckpointRow {
     first_position: i64,
     last_position: i64,
@@ -70,6 +66,8 @@ struct CheckpointRow {
     sealed_at: i64,
     signature: String,
 }
+
+record!(CheckpointRow { first_position, last_position, previous_hash, hash, sealed_at, signature });
 
 impl CheckpointRow {
     fn read(&self) -> Result<Checkpoint, Problem> {
@@ -111,26 +109,26 @@ impl Ledger {
             return Err(failed(&"there is no such file"));
         }
         let at_rest = !in_use(file);
-        let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(Duration::from_secs(5));
-        let pool = connect(options.immutable(at_rest)).await.map_err(|e| failed(&e))?;
-        let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
-            .fetch_one(&pool)
-            .await
-            .map_err(|e| failed(&e))?;
+        let db = Session::open_to_read(file, at_rest).map_err(|e| failed(&e))?;
+        let newest: Option<i64> =
+            db.one(&sql::query("SELECT MAX(version) FROM _sqlx_migrations")).map_err(|e| failed(&e))?;
         let own = MIGRATIONS.iter().map(|m| m.version).max();
         match newest {
             Some(version) if newest > own => Err(OpenError::Newer(version)),
             _ if newest != own => {
                 Err(failed(&"its schema is of an older version; start the server of this version on it once"))
             }
-            _ => Ok(Self { pool, file: file.to_owned(), at_rest }),
+            _ => Ok(Self { file: file.to_owned(), at_rest }),
         }
     }
 
     /// The public key that the database names.
     pub async fn public_key(&self) -> Result<Option<String>, Error> {
-        let mut connection = self.pool.acquire().await.map_err(fault)?;
-        public_key(&mut connection).await
+        public_key(&mut self.session()?).await
+    }
+
+    fn session(&self) -> Result<Session, Error> {
+        Session::open_to_read(&self.file, self.at_rest).map_err(|e| fault(e.into()))
     }
 
     /// Follows the chain from its beginning to the last checkpoint.
@@ -145,7 +143,8 @@ impl Ledger {
     }
 
     async fn verify_once(&self, known: &Known) -> Result<Report, Error> {
-        let mut snapshot = self.pool.begin().await.map_err(fault)?;
+        let mut snapshot = self.session()?;
+        snapshot.run("BEGIN").map_err(fault)?;
         let named = public_key(&mut snapshot).await?.unwrap_or_default();
         let key = known.public_key.or_else(|| PublicKey::parse(&named).ok());
         let mut report = Report {
@@ -187,15 +186,9 @@ fn in_use(file: &Path) -> bool {
     Path::new(&format!("{}-wal", file.display())).exists()
 }
 
-async fn connect(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-    sqlx::query("SELECT 1 FROM sqlite_master").fetch_optional(&pool).await?;
-    Ok(pool)
-}
-
 /// The first checkpoint that ends above a position.
-async fn next_checkpoint(db: &mut SqliteConnection, after: i64) -> Result<Option<CheckpointRow>, Error> {
-    sqlx::query_as(
+async fn next_checkpoint(db: &mut Session, after: i64) -> Result<Option<CheckpointRow>, Error> {
+    sql::query(
         "SELECT first_position, last_position, previous_hash, hash, sealed_at, signature FROM checkpoint
          WHERE last_position > $1 ORDER BY last_position LIMIT 1",
     )
@@ -206,7 +199,7 @@ async fn next_checkpoint(db: &mut SqliteConnection, after: i64) -> Result<Option
 }
 
 async fn check(
-    db: &mut SqliteConnection,
+    db: &mut Session,
     key: PublicKey,
     walk: &mut Walk,
     report: &mut Report,
@@ -231,7 +224,7 @@ async fn check(
 
 /// Where the chain begins when something left: at the signed checkpoint that was kept, or before it, where the rows that
 /// left are still being deleted.
-async fn beginning(db: &mut SqliteConnection, key: PublicKey, record: &Archive) -> Result<Walk, Stop> {
+async fn beginning(db: &mut Session, key: PublicKey, record: &Archive) -> Result<Walk, Stop> {
     let last = record.last_position;
     let removed = || Problem::at(last, "the checkpoint that the archive ends at was removed");
     let kept =
@@ -247,7 +240,7 @@ async fn beginning(db: &mut SqliteConnection, key: PublicKey, record: &Archive) 
     Ok(Walk::from(key, lowest.first_position - 1, lowest.previous_hash))
 }
 
-async fn follow(db: &mut SqliteConnection, walk: &mut Walk, report: &mut Report, known: &Known) -> Result<(), Stop> {
+async fn follow(db: &mut Session, walk: &mut Walk, report: &mut Report, known: &Known) -> Result<(), Stop> {
     head(known, walk)?;
     while let Some(row) = next_checkpoint(db, walk.position).await? {
         let checkpoint = row.read()?;
@@ -274,14 +267,14 @@ fn head(known: &Known, walk: &Walk) -> Result<(), Problem> {
 }
 
 async fn batch(
-    db: &mut SqliteConnection,
+    db: &mut Session,
     walk: &mut Walk,
     checkpoint: &Checkpoint,
     archive: Option<&Archive>,
     known: &Known,
 ) -> Result<(), Stop> {
     let (after, last) = (walk.position, checkpoint.last_position);
-    let rows: Vec<(i64, String, i64, String)> = sqlx::query_as(
+    let rows: Vec<(i64, String, i64, String)> = sql::query(
         "SELECT position, operation_uuid, seq, leaf FROM event_seal WHERE position > $1 AND position <= $2
          ORDER BY position",
     )
@@ -309,7 +302,7 @@ async fn batch(
 }
 
 /// What must hold besides: nothing stands outside the chain but events that are still to be sealed.
-async fn beyond(db: &mut SqliteConnection, begin: i64, sealed: i64) -> Result<(), Stop> {
+async fn beyond(db: &mut Session, begin: i64, sealed: i64) -> Result<(), Stop> {
     let seal = format!("SELECT MIN(position) FROM event_seal WHERE position > {sealed}");
     if let Some(position) = number(db, &seal).await? {
         return Err(Problem::at(position, "sealed, but the checkpoint over it was removed").into());
@@ -325,7 +318,7 @@ async fn beyond(db: &mut SqliteConnection, begin: i64, sealed: i64) -> Result<()
     if let Some(position) = number(db, &gap).await? {
         return Err(Problem::at(position - 1, "removed before it was sealed").into());
     }
-    let lost: Option<(String, i64)> = sqlx::query_as(
+    let lost: Option<(String, i64)> = sql::query(
         "SELECT COALESCE(o.uuid, 'unknown'), e.seq FROM operation_event e
          LEFT JOIN event_position p ON p.event_id = e.id LEFT JOIN operation o ON o.id = e.operation_id
          WHERE p.position IS NULL ORDER BY e.id LIMIT 1",
@@ -336,7 +329,7 @@ async fn beyond(db: &mut SqliteConnection, begin: i64, sealed: i64) -> Result<()
     if let Some((operation, seq)) = lost {
         return Err(Problem::of(&operation, Some(seq), "inserted: this event has no position").into());
     }
-    let silent: Option<String> = sqlx::query_scalar(
+    let silent: Option<String> = sql::query(
         "SELECT o.uuid FROM operation o WHERE NOT EXISTS (SELECT 1 FROM operation_event e
             WHERE e.operation_id = o.id AND e.seq = 1) ORDER BY o.id LIMIT 1",
     )
@@ -349,6 +342,6 @@ async fn beyond(db: &mut SqliteConnection, begin: i64, sealed: i64) -> Result<()
     }
 }
 
-async fn number(db: &mut SqliteConnection, sql: &str) -> Result<Option<i64>, Error> {
-    sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut *db).await.map_err(fault)
+async fn number(db: &mut Session, sql: &str) -> Result<Option<i64>, Error> {
+    sql::query(sql.to_owned()).fetch_one(db).await.map_err(fault)
 }

@@ -11,14 +11,14 @@ use uuid::Uuid;
 
 use crate::nodes::node_images;
 use crate::quotas::{Size, quota_check};
-use crate::reader::{Query, Snapshot, record};
 use crate::reserved::{reservation_off, reservation_on};
+use crate::sql::{self, Query, Session, record};
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
 use crate::{Store, Tx, fault, from_json, json, stored};
 
 /// A CVM with everything the surfaces show of it.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Vm {
     pub id: i64,
     pub uuid: String,
@@ -240,7 +240,7 @@ impl Filter<'_> {
 
     /// The query of a page, newest first.
     fn page(&self, limit: i64, offset: i64) -> Query {
-        let mut query = Query::new(VMS);
+        let mut query = sql::query(VMS);
         self.push(&mut query);
         query.push(" ORDER BY v.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
         query
@@ -251,7 +251,7 @@ impl Store {
     /// CVMs of a workspace that `by` names: ids resolve for ever, names and app ids only while the CVM lives. At most
     /// two, which is enough to know that a name is ambiguous.
     pub async fn vms_by(&self, workspace: i64, by: By<'_>) -> Result<Vec<Vm>, Error> {
-        let mut query = Query::new(VMS);
+        let mut query = sql::query(VMS);
         query.push("WHERE v.workspace_id = ").push_bind(workspace);
         match by {
             By::Key(id) => query.push(" AND v.id = ").push_bind(id),
@@ -261,28 +261,28 @@ impl Store {
             By::Name(name) => query.push(" AND v.deleted_at IS NULL AND v.name = ").push_bind(name.to_owned()),
         };
         query.push(" ORDER BY v.id LIMIT 2");
-        self.readers().here(|db| db.all(&query))
+        self.read().here(|db| db.all(&query))
     }
 
     /// The CVM with this internal key, whatever workspace it is in. For callers that checked permission otherwise.
     pub async fn vm(&self, id: i64) -> Result<Option<Vm>, Error> {
-        let mut query = Query::new(VMS);
+        let mut query = sql::query(VMS);
         query.push("WHERE v.id = ").push_bind(id);
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// Living CVMs, newest first.
     pub async fn vms(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<Vec<Vm>, Error> {
         let query = filter.page(limit, offset);
-        self.readers().aside(move |db| db.all(&query)).await
+        self.read().aside(move |db| db.all(&query)).await
     }
 
     /// The same, and how many there are in all.
     pub async fn vms_page(&self, filter: &Filter<'_>, limit: i64, offset: i64) -> Result<(Vec<Vm>, i64), Error> {
-        let mut count = Query::new("SELECT COUNT(*) FROM vm v");
+        let mut count = sql::query("SELECT COUNT(*) FROM vm v");
         filter.push(&mut count);
         let query = filter.page(limit, offset);
-        let reading = self.readers().aside(move |db| {
+        let reading = self.read().aside(move |db| {
             let (total,) = db.one(&count)?;
             Ok((db.all(&query)?, total))
         });
@@ -291,31 +291,31 @@ impl Store {
 
     /// The VM as it stands inside a transaction that is about to change it.
     pub async fn vm_in(tx: &mut Tx, id: i64) -> Result<Vm, Error> {
-        let mut query = sqlx::QueryBuilder::new(VMS);
+        let mut query = sql::query(VMS);
         query.push("WHERE v.id = ").push_bind(id);
-        query.build_query_as().fetch_one(&mut **tx).await.map_err(fault)
+        query.fetch_one(&mut **tx).await.map_err(fault)
     }
 
     /// Published ports of these CVMs in force, as (CVM, mapping), in order of the port inside.
     pub async fn vm_ports(&self, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
         let vms = vms.to_vec();
-        self.readers().by_keys(vms.len(), move |db| ports_of(db, &vms)).await
+        self.read().by_keys(vms.len(), move |db| ports_of(db, &vms)).await
     }
 
     /// What belongs to these CVMs, which lie on these nodes.
     pub async fn vm_parts(&self, vms: Vec<i64>, nodes: Vec<i64>) -> Result<VmParts, Error> {
         let reading = self
-            .readers()
+            .read()
             .by_keys(vms.len(), move |db| Ok(VmParts { ports: ports_of(db, &vms)?, images: node_images(db, &nodes)? }));
         reading.await
     }
 
     /// What happened to these CVMs outside of their operations, as (CVM, event), newest last, at most 20 of each.
     pub async fn vm_events(&self, vms: Vec<i64>) -> Result<Vec<(i64, VmEvent)>, Error> {
-        let reading = self.readers().by_keys(vms.len(), move |db| {
+        let reading = self.read().by_keys(vms.len(), move |db| {
             let mut events = Vec::new();
             for chunk in vms.chunks(AT_ONCE) {
-                let mut query = Query::new(
+                let mut query = sql::query(
                     "SELECT vm_id, event, body, at FROM (SELECT id, vm_id, event, body, at,
                         ROW_NUMBER() OVER (PARTITION BY vm_id ORDER BY id DESC) AS age FROM vm_event WHERE vm_id IN (",
                 );
@@ -341,10 +341,10 @@ pub struct VmParts {
 /// Keys in one query.
 const AT_ONCE: usize = 500;
 
-fn ports_of(db: &Snapshot<'_>, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
+fn ports_of(db: &Session, vms: &[i64]) -> Result<Vec<(i64, PortMapping)>, Error> {
     let mut ports = Vec::new();
     for chunk in vms.chunks(AT_ONCE) {
-        let mut query = Query::new(
+        let mut query = sql::query(
             "SELECT vm_id, protocol, host_address, host_port, vm_port FROM vm_port
              WHERE active AND vm_id IN (",
         );
@@ -398,7 +398,7 @@ pub async fn vm_insert(
 ) -> Result<i64, Error> {
     quota_check(tx, who.workspace_id, Size::of_vm(new.vcpu, new.memory_mb, new.disk_gb)).await?;
     name_take(tx, who.workspace_id, new.app_row, &new.name).await?;
-    let id: i64 = sqlx::query_scalar(
+    let id: i64 = sql::query(
         "INSERT INTO vm (uuid, workspace_id, project_id, app_row, node_id, created_by, name, instance_id, status,
             instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names,
             user_config, listed, restart_policy, created_at, updated_at, public_logs, public_sysinfo, public_tcbinfo,
@@ -438,7 +438,7 @@ pub async fn vm_insert(
     .await
     .map_err(fault)?;
     for port in &new.ports {
-        sqlx::query(
+        sql::query(
             "INSERT INTO vm_port (node_id, host_port, vm_id, vm_port, protocol, host_address)
              VALUES ($1, $2, $3, $4, $5, $6)",
         )
@@ -448,7 +448,7 @@ pub async fn vm_insert(
         .bind(i64::from(port.vm_port))
         .bind(&port.protocol)
         .bind(&port.host_address)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     }
@@ -459,17 +459,17 @@ pub async fn vm_insert(
 /// Takes a name for an app, unless the app has it already. Fails with `NameTaken` when another app has it.
 pub(crate) async fn name_take(tx: &mut Tx, workspace: i64, app_row: i64, name: &str) -> Result<(), Error> {
     let taken =
-        sqlx::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+        sql::query("INSERT INTO vm_name (workspace_id, name, app_row) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
             .bind(workspace)
             .bind(name)
             .bind(app_row)
-            .execute(&mut **tx)
+            .execute(tx)
             .await
             .map_err(fault)?;
-    if taken.rows_affected() == 1 {
+    if taken == 1 {
         return Ok(());
     }
-    let holder: i64 = sqlx::query_scalar("SELECT app_row FROM vm_name WHERE workspace_id = $1 AND name = $2")
+    let holder: i64 = sql::query("SELECT app_row FROM vm_name WHERE workspace_id = $1 AND name = $2")
         .bind(workspace)
         .bind(name)
         .fetch_one(&mut **tx)
@@ -485,20 +485,18 @@ pub fn name_taken(name: &str) -> Error {
 
 /// Host ports of a node that are taken, of those between two; in order.
 pub async fn ports_taken(tx: &mut Tx, node_id: i64, (first, last): (i64, i64)) -> Result<Vec<i64>, Error> {
-    sqlx::query_scalar(
-        "SELECT host_port FROM vm_port WHERE node_id = $1 AND host_port BETWEEN $2 AND $3 ORDER BY host_port",
-    )
-    .bind(node_id)
-    .bind(first)
-    .bind(last)
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(fault)
+    sql::query("SELECT host_port FROM vm_port WHERE node_id = $1 AND host_port BETWEEN $2 AND $3 ORDER BY host_port")
+        .bind(node_id)
+        .bind(first)
+        .bind(last)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(fault)
 }
 
 /// The living CVM of an app, inside a transaction: (row, compose hash).
 pub async fn vm_of_app(tx: &mut Tx, app_row: i64) -> Result<Option<(i64, String)>, Error> {
-    sqlx::query_as("SELECT id, compose_hash FROM vm WHERE app_row = $1 AND deleted_at IS NULL ORDER BY id LIMIT 1")
+    sql::query("SELECT id, compose_hash FROM vm WHERE app_row = $1 AND deleted_at IS NULL ORDER BY id LIMIT 1")
         .bind(app_row)
         .fetch_optional(&mut **tx)
         .await
@@ -507,11 +505,11 @@ pub async fn vm_of_app(tx: &mut Tx, app_row: i64) -> Result<Option<(i64, String)
 
 /// Writes a CVM's status.
 pub(crate) async fn vm_set_status(tx: &mut Tx, id: i64, status: VmStatus, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("UPDATE vm SET status = $2, updated_at = $3 WHERE id = $1")
+    sql::query("UPDATE vm SET status = $2, updated_at = $3 WHERE id = $1")
         .bind(id)
         .bind(status.as_str())
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
     usage_note(tx, id, status, now).await
@@ -526,16 +524,16 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
         "DELETE FROM vm_observed WHERE vm_id = $1",
         "UPDATE vm_revision SET encrypted_env = NULL WHERE vm_id = $1",
     ] {
-        sqlx::query(held).bind(id).execute(&mut **tx).await.map_err(fault)?;
+        sql::query(held).bind(id).execute(tx).await.map_err(fault)?;
     }
     reservation_off(tx, id).await?;
-    sqlx::query(
+    sql::query(
         "UPDATE vm SET status = 'deleted', deleted_at = $2, updated_at = $2, encrypted_env = NULL, scheduled_delete_at = NULL,
             scheduled_delete_by = NULL WHERE id = $1 AND deleted_at IS NULL",
     )
     .bind(id)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     names_drop(tx, id).await
@@ -543,13 +541,13 @@ pub(crate) async fn vm_release(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(
 
 /// Gives back the names of a CVM's app that none of its living CVMs carries.
 pub(crate) async fn names_drop(tx: &mut Tx, id: i64) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "DELETE FROM vm_name WHERE app_row = (SELECT app_row FROM vm WHERE id = $1)
          AND NOT EXISTS (SELECT 1 FROM vm v
              WHERE v.app_row = vm_name.app_row AND v.name = vm_name.name AND v.deleted_at IS NULL)",
     )
     .bind(id)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)

@@ -14,11 +14,11 @@ use std::collections::{BTreeSet, HashMap};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use holdfast_model::hashid::{self, Prefix};
-use sqlx::QueryBuilder;
 use uuid::Uuid;
 
+use crate::sql::{self, record};
 use crate::webhooks::{GIVEN_UP, webhook_disable};
-use crate::{Db, Store, Tx, commit, fault};
+use crate::{Store, Tx, commit, fault};
 
 /// Rows inserted by one statement.
 const CHUNK: usize = 200;
@@ -47,7 +47,7 @@ impl DeliveryStatus {
 }
 
 /// A delivery, as the history shows it.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     pub id: i64,
     pub webhook_id: i64,
@@ -68,12 +68,31 @@ pub struct Delivery {
     pub delivered_at: Option<i64>,
 }
 
+record!(Delivery {
+    id,
+    webhook_id,
+    event_id,
+    original_event_id,
+    event_type,
+    lane,
+    sequence,
+    body,
+    status,
+    attempts,
+    request_url,
+    response_status,
+    error_message,
+    duration_ms,
+    created_at,
+    delivered_at,
+});
+
 const DELIVERY: &str = "SELECT id, webhook_id, event_id, original_event_id, event_type, lane, sequence, body, status,
         attempts, request_url, response_status, error_message, duration_ms, created_at, delivered_at
      FROM webhook_delivery";
 
 /// Figures of the deliveries of one endpoint that are kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeliveryStats {
     pub total: i64,
     pub success: i64,
@@ -82,6 +101,8 @@ pub struct DeliveryStats {
     pub longest_ms: i64,
     pub last_at: Option<i64>,
 }
+
+record!(DeliveryStats { total, success, failed, mean_ms, longest_ms, last_at });
 
 /// What is to be written of one delivery.
 #[derive(Debug, Clone)]
@@ -142,15 +163,15 @@ pub struct Bounds {
 impl Store {
     /// Deliveries of an endpoint, newest first.
     pub async fn deliveries(&self, webhook: i64, limit: i64, offset: i64) -> Result<Vec<Delivery>, Error> {
-        let mut query = QueryBuilder::<Db>::new(DELIVERY);
+        let mut query = sql::query(DELIVERY);
         query.push(" WHERE webhook_id = ").push_bind(webhook).push(" ORDER BY id DESC LIMIT ").push_bind(limit);
         query.push(" OFFSET ").push_bind(offset);
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 
     /// Figures of the deliveries that are kept.
     pub async fn delivery_stats(&self, webhook: i64) -> Result<DeliveryStats, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT COUNT(*) AS total, COALESCE(SUM(CASE WHEN status = 'success' THEN 1 ELSE 0 END), 0) AS success,
                 COALESCE(SUM(CASE WHEN status = 'failed' THEN 1 ELSE 0 END), 0) AS failed,
                 COALESCE(CAST(AVG(CASE WHEN attempts > 0 THEN duration_ms END) AS BIGINT), 0) AS mean_ms,
@@ -165,7 +186,7 @@ impl Store {
 
     /// Ids and endpoints of what is due.
     pub async fn deliveries_due(&self, limit: i64, now: Timestamp) -> Result<Vec<(i64, i64)>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT id, webhook_id FROM webhook_delivery WHERE next_at IS NOT NULL AND next_at <= $1
              ORDER BY next_at, id LIMIT $2",
         )
@@ -180,14 +201,10 @@ impl Store {
     pub async fn deliveries_by_id(&self, ids: &[i64]) -> Result<Vec<Delivery>, Error> {
         let mut all = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(IDS) {
-            let mut query = QueryBuilder::<Db>::new(DELIVERY);
+            let mut query = sql::query(DELIVERY);
             query.push(" WHERE id IN (");
-            let mut list = query.separated(", ");
-            for id in chunk {
-                list.push_bind(*id);
-            }
-            list.push_unseparated(") ORDER BY id");
-            let rows: Vec<Delivery> = query.build_query_as().fetch_all(self.read()).await.map_err(fault)?;
+            query.push_list(chunk).push(") ORDER BY id");
+            let rows: Vec<Delivery> = query.fetch_all(self.read()).await.map_err(fault)?;
             all.extend(rows);
         }
         Ok(all)
@@ -195,7 +212,7 @@ impl Store {
 
     /// Lanes of an endpoint in which something waits, and how much.
     pub async fn lanes_waiting(&self, webhook: i64) -> Result<Vec<(String, i64)>, Error> {
-        sqlx::query_as(
+        sql::query(
             "SELECT lane, COUNT(*) FROM webhook_delivery WHERE webhook_id = $1 AND status = 'pending' GROUP BY lane",
         )
         .bind(webhook)
@@ -206,7 +223,7 @@ impl Store {
 
     /// Sequences after this one that an endpoint has rows of: they were told before the server ended.
     pub async fn sequences_after(&self, webhook: i64, sequence: i64) -> Result<Vec<i64>, Error> {
-        sqlx::query_scalar("SELECT sequence FROM webhook_delivery WHERE webhook_id = $1 AND sequence > $2")
+        sql::query("SELECT sequence FROM webhook_delivery WHERE webhook_id = $1 AND sequence > $2")
             .bind(webhook)
             .bind(sequence)
             .fetch_all(self.read())
@@ -259,16 +276,16 @@ impl Store {
     pub async fn deliveries_expire(&self, before: Timestamp) -> Result<(), Error> {
         loop {
             let mut tx = self.begin().await?;
-            let deleted = sqlx::query(
+            let deleted = sql::query(
                 "DELETE FROM webhook_delivery WHERE id IN (SELECT id FROM webhook_delivery
                     WHERE created_at < $1 AND status <> 'pending' ORDER BY created_at LIMIT $2)",
             )
             .bind(before.micros())
             .bind(EXPIRED_AT_ONCE)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .map_err(fault)?;
-            if deleted.rows_affected() == 0 {
+            if deleted == 0 {
                 return Ok(());
             }
             commit(tx).await?;
@@ -280,13 +297,9 @@ impl Store {
 async fn enabled(tx: &mut Tx, progress: &[Progress]) -> Result<HashMap<i64, bool>, Error> {
     let mut found = HashMap::with_capacity(progress.len());
     for chunk in progress.chunks(IDS) {
-        let mut query = QueryBuilder::<Db>::new("SELECT id, enabled FROM webhook WHERE id IN (");
-        let mut list = query.separated(", ");
-        for one in chunk {
-            list.push_bind(one.webhook);
-        }
-        list.push_unseparated(")");
-        let rows: Vec<(i64, bool)> = query.build_query_as().fetch_all(&mut **tx).await.map_err(fault)?;
+        let mut query = sql::query("SELECT id, enabled FROM webhook WHERE id IN (");
+        query.push_list(chunk.iter().map(|one| one.webhook)).push(")");
+        let rows: Vec<(i64, bool)> = query.fetch_all(&mut **tx).await.map_err(fault)?;
         found.extend(rows);
     }
     Ok(found)
@@ -301,11 +314,11 @@ fn fate(told: &Told, enabled: bool) -> (&'static str, Option<i64>, &str) {
 }
 
 async fn insert(tx: &mut Tx, told: &[&Told], enabled: &HashMap<i64, bool>) -> Result<(), Error> {
-    let mut query = QueryBuilder::<Db>::new(
+    let mut query = sql::query(
         "INSERT INTO webhook_delivery (webhook_id, event_id, original_event_id, event_type, lane, sequence, body, status,
             next_at, attempts, request_url, response_status, error_message, duration_ms, created_at, delivered_at) ",
     );
-    query.push_values(told, |mut row, told| {
+    query.push_values(told, |row, told| {
         let (status, next_at, error) = fate(told, enabled.get(&told.webhook) == Some(&true));
         row.push_bind(told.webhook)
             .push_bind(told.event_id.clone())
@@ -326,12 +339,12 @@ async fn insert(tx: &mut Tx, told: &[&Told], enabled: &HashMap<i64, bool>) -> Re
     });
     // One that has a row was told by the process before this one.
     query.push(" ON CONFLICT (webhook_id, event_id) DO NOTHING");
-    query.build().execute(&mut **tx).await.map(drop).map_err(fault)
+    query.execute(tx).await.map(drop).map_err(fault)
 }
 
 async fn update(tx: &mut Tx, row: i64, told: &Told, enabled: bool) -> Result<(), Error> {
     let (status, next_at, error) = fate(told, enabled);
-    sqlx::query(
+    sql::query(
         "UPDATE webhook_delivery SET status = $2, next_at = $3, attempts = $4, request_url = $5, response_status = $6,
             error_message = $7, duration_ms = $8, delivered_at = $9 WHERE id = $1",
     )
@@ -344,7 +357,7 @@ async fn update(tx: &mut Tx, row: i64, told: &Told, enabled: bool) -> Result<(),
     .bind(error)
     .bind(told.duration_ms)
     .bind(told.delivered_at.map(Timestamp::micros))
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -352,7 +365,7 @@ async fn update(tx: &mut Tx, row: i64, told: &Told, enabled: bool) -> Result<(),
 
 /// Makes the first of a lane due, if it has no time yet. False when nothing waits in the lane.
 async fn lane_settle(tx: &mut Tx, webhook: i64, lane: &str, now: Timestamp, due: &mut bool) -> Result<bool, Error> {
-    let first: Option<(i64, Option<i64>)> = sqlx::query_as(
+    let first: Option<(i64, Option<i64>)> = sql::query(
         "SELECT id, next_at FROM webhook_delivery WHERE webhook_id = $1 AND lane = $2 AND status = 'pending'
          ORDER BY sequence LIMIT 1",
     )
@@ -364,10 +377,10 @@ async fn lane_settle(tx: &mut Tx, webhook: i64, lane: &str, now: Timestamp, due:
     let Some((first, next_at)) = first else { return Ok(false) };
     if next_at.is_none() {
         *due = true;
-        sqlx::query("UPDATE webhook_delivery SET next_at = $2 WHERE id = $1")
+        sql::query("UPDATE webhook_delivery SET next_at = $2 WHERE id = $1")
             .bind(first)
             .bind(now.micros())
-            .execute(&mut **tx)
+            .execute(tx)
             .await
             .map_err(fault)?;
     }
@@ -377,7 +390,7 @@ async fn lane_settle(tx: &mut Tx, webhook: i64, lane: &str, now: Timestamp, due:
 /// Writes how far an endpoint has come. True when that disabled it.
 async fn advance(tx: &mut Tx, one: &Progress, bounds: Bounds, now: Timestamp) -> Result<bool, Error> {
     let failed_at = one.last.flatten().map(Timestamp::micros);
-    let since: Option<i64> = sqlx::query_scalar(
+    let since: Option<i64> = sql::query(
         "UPDATE webhook SET position = CASE WHEN position < $2 THEN $2 ELSE position END,
             failing_since = CASE WHEN $3 THEN NULL WHEN $4 IS NULL THEN failing_since ELSE COALESCE(failing_since, $4) END
          WHERE id = $1 RETURNING failing_since",
@@ -395,7 +408,7 @@ async fn advance(tx: &mut Tx, one: &Progress, bounds: Bounds, now: Timestamp) ->
     }
     let reason = format!("Every delivery failed since {}.", Timestamp(since));
     webhook_disable(tx, one.webhook, Some(&reason), now).await?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO audit_log (uuid, workspace_id, actor_type, actor_id, actor_name, request_id, method, path, action,
             target_type, target_id, at, user_agent)
          SELECT $2, workspace_id, 'system', 'webhooks', 'webhooks', '', '', '', 'webhook.disable', 'webhook', $4, $3, ''
@@ -405,7 +418,7 @@ async fn advance(tx: &mut Tx, one: &Progress, bounds: Bounds, now: Timestamp) ->
     .bind(Uuid::new_v4().to_string())
     .bind(now.micros())
     .bind(hashid::encode(Prefix::Webhook, one.webhook))
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map_err(fault)?;
     Ok(true)
@@ -413,13 +426,13 @@ async fn advance(tx: &mut Tx, one: &Progress, bounds: Bounds, now: Timestamp) ->
 
 /// Deletes the oldest deliveries of an endpoint that are over, beyond the number that is kept.
 async fn cut(tx: &mut Tx, webhook: i64, kept: i64) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "DELETE FROM webhook_delivery WHERE webhook_id = $1 AND status <> 'pending' AND id <= (
             SELECT id FROM webhook_delivery WHERE webhook_id = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
     )
     .bind(webhook)
     .bind(kept)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -427,9 +440,9 @@ async fn cut(tx: &mut Tx, webhook: i64, kept: i64) -> Result<(), Error> {
 
 /// A delivery of an endpoint, by the id of its event.
 pub async fn delivery_in(tx: &mut Tx, webhook: i64, event: &str) -> Result<Option<Delivery>, Error> {
-    let mut query = QueryBuilder::<Db>::new(DELIVERY);
+    let mut query = sql::query(DELIVERY);
     query.push(" WHERE webhook_id = ").push_bind(webhook).push(" AND event_id = ").push_bind(event);
-    query.build_query_as().fetch_optional(&mut **tx).await.map_err(fault)
+    query.fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// A delivery that somebody asks for: a test, or one that repeats another. It is due at once and in no order.
@@ -446,7 +459,7 @@ pub struct Extra<'a> {
 
 /// Writes a delivery that somebody asks for.
 pub async fn delivery_extra(tx: &mut Tx, extra: Extra<'_>, now: Timestamp) -> Result<Delivery, Error> {
-    sqlx::query_as(
+    sql::query(
         "INSERT INTO webhook_delivery (webhook_id, event_id, original_event_id, event_type, lane, sequence, body, status,
             next_at, attempts, request_url, response_status, error_message, duration_ms, created_at)
          VALUES ($1, $2, $3, $4, '', 0, $5, 'pending', $7, 0, $6, 0, '', 0, $7)

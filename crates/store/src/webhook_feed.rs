@@ -6,10 +6,11 @@
 use holdfast_model::error::Error;
 
 use crate::feed::LAST_POSITION;
+use crate::sql::{self, record};
 use crate::{Store, fault};
 
 /// The beginning or the end of an operation.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
     pub position: i64,
     pub workspace_id: i64,
@@ -30,6 +31,25 @@ pub struct Heard {
     pub at: i64,
 }
 
+record!(Heard {
+    position,
+    workspace_id,
+    workspace_slug,
+    workspace_name,
+    operation_uuid,
+    operation_type,
+    operation_status,
+    error_code,
+    error_message,
+    resource_uuid,
+    resource_name,
+    app_id,
+    seq,
+    event_type,
+    state,
+    at,
+});
+
 /// Positions looked at by one query, at most.
 const SPAN: i64 = 5000;
 
@@ -42,10 +62,10 @@ impl Store {
         workspace: Option<i64>,
         limit: i64,
     ) -> Result<(Vec<Heard>, i64), Error> {
-        let mut snapshot = self.read().begin().await.map_err(fault)?;
-        let newest: i64 = sqlx::query_scalar(LAST_POSITION).fetch_one(&mut *snapshot).await.map_err(fault)?;
+        let mut snapshot = self.read().begin()?;
+        let newest: i64 = sql::query(LAST_POSITION).fetch_one(&mut *snapshot).await.map_err(fault)?;
         // What left with an archive is not looked for.
-        let base: i64 = sqlx::query_scalar("SELECT COALESCE(MIN(position), 0) - 1 FROM event_position")
+        let base: i64 = sql::query("SELECT COALESCE(MIN(position), 0) - 1 FROM event_position")
             .fetch_one(&mut *snapshot)
             .await
             .map_err(fault)?;
@@ -54,7 +74,7 @@ impl Store {
         if last <= position {
             return Ok((Vec::new(), position));
         }
-        let mut query = sqlx::QueryBuilder::new(
+        let mut query = sql::query(
             "SELECT p.position, o.workspace_id, w.slug AS workspace_slug, w.name AS workspace_name,
                 o.uuid AS operation_uuid, o.operation_type, o.status AS operation_status, o.error_code, o.error_message,
                 o.resource_uuid, o.resource_name, a.app_id, e.seq, e.event_type, e.state, e.at
@@ -67,7 +87,7 @@ impl Store {
             query.push(" AND o.workspace_id = ").push_bind(workspace);
         }
         query.push(" ORDER BY p.position LIMIT ").push_bind(limit);
-        let events: Vec<Heard> = query.build_query_as().fetch_all(&mut *snapshot).await.map_err(fault)?;
+        let events: Vec<Heard> = query.fetch_all(&mut *snapshot).await.map_err(fault)?;
         let full = i64::try_from(events.len()).is_ok_and(|count| count >= limit);
         let upto = events.last().filter(|_| full).map_or(last, |event| event.position);
         Ok((events, upto))

@@ -5,13 +5,13 @@
 
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
-use sqlx::SqliteConnection;
 
 use crate::feed::LAST_POSITION;
+use crate::sql::{self, Session, record};
 use crate::{Store, Tx, fault};
 
 /// An endpoint, its secrets wrapped.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
     pub id: i64,
     pub workspace_id: i64,
@@ -39,6 +39,25 @@ pub struct Webhook {
     pub updated_at: i64,
 }
 
+record!(Webhook {
+    id,
+    workspace_id,
+    uuid,
+    name,
+    url,
+    events,
+    secret,
+    previous_secret,
+    previous_until,
+    enabled,
+    disabled_reason,
+    failing_since,
+    epoch,
+    position,
+    created_at,
+    updated_at,
+});
+
 /// What a new endpoint is made of.
 #[derive(Debug)]
 pub struct NewWebhook<'a> {
@@ -59,29 +78,29 @@ pub(crate) const GIVEN_UP: &str = "The endpoint was disabled before this was del
 impl Store {
     /// The endpoints of a workspace, oldest first.
     pub async fn webhooks(&self, workspace: i64) -> Result<Vec<Webhook>, Error> {
-        let mut query = sqlx::QueryBuilder::new(WEBHOOK);
+        let mut query = sql::query(WEBHOOK);
         query.push(" WHERE workspace_id = ").push_bind(workspace).push(" ORDER BY id");
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 
     /// One endpoint of a workspace.
     pub async fn webhook(&self, workspace: i64, id: i64) -> Result<Option<Webhook>, Error> {
-        let mut connection = self.read().acquire().await.map_err(fault)?;
+        let mut connection = self.read().begin()?;
         webhook_read(&mut connection, workspace, id).await
     }
 
     /// All endpoints that want deliveries.
     pub async fn webhooks_enabled(&self) -> Result<Vec<Webhook>, Error> {
-        let mut query = sqlx::QueryBuilder::new(WEBHOOK);
+        let mut query = sql::query(WEBHOOK);
         query.push(" WHERE enabled ORDER BY id");
-        query.build_query_as().fetch_all(self.read()).await.map_err(fault)
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 }
 
-async fn webhook_read(connection: &mut SqliteConnection, workspace: i64, id: i64) -> Result<Option<Webhook>, Error> {
-    let mut query = sqlx::QueryBuilder::new(WEBHOOK);
+async fn webhook_read(connection: &mut Session, workspace: i64, id: i64) -> Result<Option<Webhook>, Error> {
+    let mut query = sql::query(WEBHOOK);
     query.push(" WHERE workspace_id = ").push_bind(workspace).push(" AND id = ").push_bind(id);
-    query.build_query_as().fetch_optional(connection).await.map_err(fault)
+    query.fetch_optional(connection).await.map_err(fault)
 }
 
 /// One endpoint, as this transaction sees it.
@@ -91,7 +110,7 @@ pub async fn webhook_in(tx: &mut Tx, workspace: i64, id: i64) -> Result<Option<W
 
 /// How many endpoints a workspace has.
 pub async fn webhook_count(tx: &mut Tx, workspace: i64) -> Result<i64, Error> {
-    sqlx::query_scalar("SELECT COUNT(*) FROM webhook WHERE workspace_id = $1")
+    sql::query("SELECT COUNT(*) FROM webhook WHERE workspace_id = $1")
         .bind(workspace)
         .fetch_one(&mut **tx)
         .await
@@ -101,7 +120,7 @@ pub async fn webhook_count(tx: &mut Tx, workspace: i64) -> Result<i64, Error> {
 /// Makes an endpoint that is told of what happens from now on. Returns its id.
 pub async fn webhook_insert(tx: &mut Tx, workspace: i64, new: NewWebhook<'_>, now: Timestamp) -> Result<i64, Error> {
     let position = position_now(tx).await?;
-    sqlx::query_scalar(
+    sql::query(
         "INSERT INTO webhook (workspace_id, uuid, name, url, events, secret, enabled, epoch, position, created_at,
             updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, TRUE, 0, $7, $8, $8) RETURNING id",
@@ -120,7 +139,7 @@ pub async fn webhook_insert(tx: &mut Tx, workspace: i64, new: NewWebhook<'_>, no
 }
 
 async fn position_now(tx: &mut Tx) -> Result<i64, Error> {
-    sqlx::query_scalar(LAST_POSITION).fetch_one(&mut **tx).await.map_err(fault)
+    sql::query(LAST_POSITION).fetch_one(&mut **tx).await.map_err(fault)
 }
 
 /// Writes an endpoint's name, URL and events.
@@ -130,13 +149,13 @@ pub async fn webhook_update(
     (name, url, events): (Option<&str>, &str, &str),
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query("UPDATE webhook SET name = $2, url = $3, events = $4, updated_at = $5 WHERE id = $1")
+    sql::query("UPDATE webhook SET name = $2, url = $3, events = $4, updated_at = $5 WHERE id = $1")
         .bind(id)
         .bind(name)
         .bind(url)
         .bind(events)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -145,7 +164,7 @@ pub async fn webhook_update(
 /// Enables an endpoint: it is told of what happens from now on, and nothing counts that failed before.
 pub async fn webhook_enable(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), Error> {
     let position = position_now(tx).await?;
-    sqlx::query(
+    sql::query(
         "UPDATE webhook SET enabled = TRUE, disabled_reason = NULL, failing_since = NULL, epoch = epoch + 1, position = $2,
             updated_at = $3
          WHERE id = $1",
@@ -153,7 +172,7 @@ pub async fn webhook_enable(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), 
     .bind(id)
     .bind(position)
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -161,20 +180,20 @@ pub async fn webhook_enable(tx: &mut Tx, id: i64, now: Timestamp) -> Result<(), 
 
 /// Disables an endpoint: what waits is given up. `reason`: why the server did it by itself.
 pub async fn webhook_disable(tx: &mut Tx, id: i64, reason: Option<&str>, now: Timestamp) -> Result<(), Error> {
-    sqlx::query("UPDATE webhook SET enabled = FALSE, disabled_reason = $2, updated_at = $3 WHERE id = $1")
+    sql::query("UPDATE webhook SET enabled = FALSE, disabled_reason = $2, updated_at = $3 WHERE id = $1")
         .bind(id)
         .bind(reason)
         .bind(now.micros())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map_err(fault)?;
-    sqlx::query(
+    sql::query(
         "UPDATE webhook_delivery SET status = 'failed', next_at = NULL, error_message = $2
          WHERE webhook_id = $1 AND status = 'pending'",
     )
     .bind(id)
     .bind(GIVEN_UP)
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -188,14 +207,14 @@ pub async fn webhook_rotate(
     previous_until: Timestamp,
     now: Timestamp,
 ) -> Result<(), Error> {
-    sqlx::query(
+    sql::query(
         "UPDATE webhook SET previous_secret = secret, previous_until = $3, secret = $2, updated_at = $4 WHERE id = $1",
     )
     .bind(id)
     .bind(secret)
     .bind(previous_until.micros())
     .bind(now.micros())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .map(drop)
     .map_err(fault)
@@ -204,7 +223,7 @@ pub async fn webhook_rotate(
 /// Deletes an endpoint and the history of its deliveries.
 pub async fn webhook_delete(tx: &mut Tx, id: i64) -> Result<(), Error> {
     for statement in ["DELETE FROM webhook_delivery WHERE webhook_id = $1", "DELETE FROM webhook WHERE id = $1"] {
-        sqlx::query(statement).bind(id).execute(&mut **tx).await.map_err(fault)?;
+        sql::query(statement).bind(id).execute(tx).await.map_err(fault)?;
     }
     Ok(())
 }

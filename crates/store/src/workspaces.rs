@@ -8,7 +8,7 @@ use holdfast_model::error::{Code, Error};
 use uuid::Uuid;
 
 use crate::page::{From, Page, Place, Total};
-use crate::reader::{Query, record};
+use crate::sql::{self, Query, record};
 use crate::users::order;
 use crate::{Store, Tx, fault};
 
@@ -40,7 +40,7 @@ impl Workspace {
 }
 
 /// A group of resources inside a workspace.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Project {
     pub id: i64,
     pub uuid: String,
@@ -49,6 +49,8 @@ pub struct Project {
     pub is_default: bool,
     pub created_at: i64,
 }
+
+record!(Project { id, uuid, name, is_default, created_at });
 
 /// How a workspace is named: by its key or by its slug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub enum By<'a> {
 
 /// A workspace with `$role` of one user, or without any.
 fn columns(user: Option<i64>) -> Query {
-    let mut query = Query::new(
+    let mut query = sql::query(
         "SELECT w.id, w.uuid, w.slug, w.name, w.tier, w.created_at, w.disabled_at,
             (SELECT COUNT(*) FROM workspace_member c WHERE c.workspace_id = w.id) AS members, ",
     );
@@ -81,11 +83,11 @@ impl Store {
         let count = match user {
             Some(user) => {
                 let mut count =
-                    Query::new("SELECT COUNT(*) FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id");
+                    sql::query("SELECT COUNT(*) FROM workspace_member m JOIN workspace w ON w.id = m.workspace_id");
                 count.push(" WHERE w.disabled_at IS NULL AND m.user_id = ").push_bind(user);
                 count
             }
-            None => Query::new("SELECT COUNT(*) FROM workspace"),
+            None => sql::query("SELECT COUNT(*) FROM workspace"),
         };
         let sort = order();
         let (order, place) = from.read(&sort);
@@ -95,7 +97,7 @@ impl Store {
             order.push_after(&mut query, spell, place);
         }
         query.push(" ORDER BY ").push(order.order_by(spell)).push(" LIMIT ").push_bind(limit + 1);
-        let reading = self.readers().aside(move |db| {
+        let reading = self.read().aside(move |db| {
             let (total,) = db.one(&count)?;
             Ok((db.all(&query)?, total))
         });
@@ -110,12 +112,12 @@ impl Store {
             By::Key(id) => query.push(" AND w.id = ").push_bind(id),
             By::Slug(slug) => query.push(" AND w.slug = ").push_bind(slug.to_owned()),
         };
-        self.readers().here(|db| db.first(&query))
+        self.read().here(|db| db.first(&query))
     }
 
     /// The projects of a workspace, the oldest first.
     pub async fn projects(&self, workspace: i64) -> Result<Vec<Project>, Error> {
-        sqlx::query_as("SELECT id, uuid, name, is_default, created_at FROM project WHERE workspace_id = $1 ORDER BY id")
+        sql::query("SELECT id, uuid, name, is_default, created_at FROM project WHERE workspace_id = $1 ORDER BY id")
             .bind(workspace)
             .fetch_all(self.read())
             .await
@@ -136,7 +138,7 @@ pub struct NewWorkspace<'a> {
 
 /// Makes a workspace with its first owner and its default project, and refuses a slug that is taken.
 pub async fn workspace_insert(tx: &mut Tx, new: NewWorkspace<'_>, now: Timestamp) -> Result<i64, Error> {
-    let made: Option<i64> = sqlx::query_scalar(
+    let made: Option<i64> = sql::query(
         "INSERT INTO workspace (uuid, slug, name, tier, address, next_nonce, created_at, created_by)
          VALUES ($1, $2, $3, $4, $5, 1, $6, $7) ON CONFLICT DO NOTHING RETURNING id",
     )
@@ -168,11 +170,11 @@ pub async fn workspace_rename(
     name: Option<&str>,
     tier: Option<&str>,
 ) -> Result<(), Error> {
-    sqlx::query("UPDATE workspace SET name = COALESCE($2, name), tier = COALESCE($3, tier) WHERE id = $1")
+    sql::query("UPDATE workspace SET name = COALESCE($2, name), tier = COALESCE($3, tier) WHERE id = $1")
         .bind(workspace)
         .bind(name)
         .bind(tier)
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -180,10 +182,10 @@ pub async fn workspace_rename(
 
 /// Disables a workspace since a moment, or enables it again with `None`.
 pub async fn workspace_set_disabled(tx: &mut Tx, workspace: i64, since: Option<Timestamp>) -> Result<(), Error> {
-    sqlx::query("UPDATE workspace SET disabled_at = $2 WHERE id = $1")
+    sql::query("UPDATE workspace SET disabled_at = $2 WHERE id = $1")
         .bind(workspace)
         .bind(since.map(Timestamp::micros))
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .map(drop)
         .map_err(fault)
@@ -197,7 +199,7 @@ pub async fn project_create(
     is_default: bool,
     now: Timestamp,
 ) -> Result<i64, Error> {
-    sqlx::query_scalar(
+    sql::query(
         "INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, $3, $4, $5) RETURNING id",
     )
     .bind(Uuid::new_v4().to_string())

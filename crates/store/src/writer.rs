@@ -29,10 +29,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use holdfast_model::error::Error;
-use sqlx::{Connection as _, SqliteConnection};
+use rusqlite::ErrorCode;
 use tokio::sync::{Mutex as Line, OwnedMappedMutexGuard, OwnedMutexGuard, watch};
 
-use crate::fault;
+use crate::sql::{Failed, PATIENCE, Session};
+use crate::{closed, fault};
 
 /// Members of one commit at the most.
 const LARGEST_GROUP: usize = 128;
@@ -43,11 +44,13 @@ const GROUP_IN_COMMITS: u32 = 3;
 const SHORTEST_GROUP: Duration = Duration::from_micros(500);
 const LONGEST_GROUP: Duration = Duration::from_millis(10);
 
+const BEGIN: &str = "BEGIN IMMEDIATE";
+
 /// The writer connection and whoever stands in line for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     /// `None` once it is closed.
-    line: Arc<Line<Option<SqliteConnection>>>,
+    line: Arc<Line<Option<Session>>>,
     waiting: Arc<AtomicUsize>,
     commits: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
@@ -87,7 +90,7 @@ struct Group {
 /// A write transaction. Dropped without [`commit`](crate::commit), it never happened.
 #[derive(Debug)]
 pub struct Tx {
-    connection: OwnedMappedMutexGuard<Option<SqliteConnection>, SqliteConnection>,
+    session: OwnedMappedMutexGuard<Option<Session>, Session>,
     writer: Writer,
     /// It runs as a savepoint in somebody else's transaction.
     joined: bool,
@@ -95,23 +98,23 @@ pub struct Tx {
 }
 
 impl Deref for Tx {
-    type Target = SqliteConnection;
+    type Target = Session;
 
-    fn deref(&self) -> &SqliteConnection {
-        &self.connection
+    fn deref(&self) -> &Session {
+        &self.session
     }
 }
 
 impl DerefMut for Tx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
     }
 }
 
 impl Writer {
-    pub fn new(connection: SqliteConnection) -> Self {
+    pub fn new(session: Session) -> Self {
         Self {
-            line: Arc::new(Line::new(Some(connection))),
+            line: Arc::new(Line::new(Some(session))),
             waiting: Arc::default(),
             commits: Arc::default(),
             state: Arc::default(),
@@ -128,30 +131,29 @@ impl Writer {
         let waiting = Waiting::new(self);
         let line = self.line.clone().lock_owned().await;
         waiting.served();
-        let connection = OwnedMutexGuard::try_map(line, Option::as_mut).map_err(|_| fault(sqlx::Error::PoolClosed))?;
-        let mut tx = Tx { connection, writer: self.clone(), joined: false, ended: true };
-        self.settle(&mut tx).await;
-        tx.joined = self.state().group.is_some();
+        let session = OwnedMutexGuard::try_map(line, Option::as_mut).map_err(|_| closed())?;
+        self.settle(&session);
+        let joined = self.state().group.is_some();
         // From here on a caller that goes away leaves something to undo.
-        tx.ended = false;
-        let begin = if tx.joined {
-            "SAVEPOINT member"
-        } else {
-            let group = Group { outcome: watch::Sender::new(None), ended: 0, began: Instant::now() };
-            self.state().group = Some(group);
-            "BEGIN IMMEDIATE"
-        };
-        run(&mut tx, begin).await.map_err(fault)?;
-        Ok(tx)
+        let mut tx = Tx { session, writer: self.clone(), joined, ended: false };
+        tx.session.may_take_long(false);
+        if joined {
+            tx.run("SAVEPOINT member").map_err(fault)?;
+            return Ok(tx);
+        }
+        let group = Group { outcome: watch::Sender::new(None), ended: 0, began: Instant::now() };
+        self.state().group = Some(group);
+        match tx.run(BEGIN) {
+            Err(failed) if is_busy(&failed) => begin_after_another_process(tx).await,
+            begun => begun.map(|()| tx).map_err(fault),
+        }
     }
 
     /// Waits for whoever writes now, and closes the connection.
     pub async fn close(&self) {
-        let mut line = self.line.lock().await;
-        if let Some(mut connection) = line.take() {
-            self.settle(&mut connection).await;
-            self.finish(&mut connection).await;
-            let _ = connection.close().await;
+        if let Some(session) = self.line.lock().await.take() {
+            self.settle(&session);
+            self.finish(&session);
         }
     }
 
@@ -165,32 +167,31 @@ impl Writer {
 
     /// Makes durable what is open, when nobody will come to do it.
     async fn flush(self) {
-        let mut line = self.line.lock().await;
-        if let Some(connection) = line.as_mut() {
-            self.settle(connection).await;
-            if self.is_alone() {
-                self.finish(connection).await;
+        let line = self.line.clone().lock_owned().await;
+        tokio::task::spawn_blocking(move || {
+            if let Some(session) = line.as_ref() {
+                self.settle(session);
+                if self.is_alone() {
+                    self.finish(session);
+                }
             }
-        }
+        });
     }
 
     /// Undoes the member that was dropped in the middle, if one was. What its siblings wrote stays, unless the database
     /// has given up the whole transaction, as it does when the disk is full.
-    async fn settle(&self, connection: &mut SqliteConnection) {
+    fn settle(&self, session: &Session) {
         let abandoned = self.state().abandoned;
         match abandoned {
             None => return,
             Some(false) => {
-                let _ = run(connection, "ROLLBACK").await;
+                let _ = session.run("ROLLBACK");
                 self.state().group = None;
             }
             Some(true) => {
-                let undone = match run(connection, "ROLLBACK TO member").await {
-                    Ok(()) => run(connection, "RELEASE member").await,
-                    failed => failed,
-                };
-                if let Err(error) = undone {
-                    self.give_up(connection, fault(error)).await;
+                let undone = session.run("ROLLBACK TO member").and_then(|()| session.run("RELEASE member"));
+                if let Err(failed) = undone {
+                    self.give_up(session, fault(failed));
                 }
             }
         }
@@ -198,12 +199,12 @@ impl Writer {
     }
 
     /// Commits the group, if one is open, and tells its members.
-    async fn finish(&self, connection: &mut SqliteConnection) {
+    fn finish(&self, session: &Session) {
         if self.state().group.is_none() {
             return;
         }
         let began = Instant::now();
-        match run(connection, "COMMIT").await {
+        match session.run("COMMIT") {
             Ok(()) => {
                 self.commits.fetch_add(1, Ordering::Relaxed);
                 let mut state = self.state();
@@ -211,13 +212,13 @@ impl Writer {
                 drop(state);
                 self.tell(Ok(()));
             }
-            Err(error) => self.give_up(connection, fault(error)).await,
+            Err(failed) => self.give_up(session, fault(failed)),
         }
     }
 
-    async fn give_up(&self, connection: &mut SqliteConnection, error: Error) {
+    fn give_up(&self, session: &Session, error: Error) {
         // The database may have ended the transaction by itself; then there is nothing left to roll back.
-        let _ = run(connection, "ROLLBACK").await;
+        let _ = session.run("ROLLBACK");
         self.tell(Err(error));
     }
 
@@ -229,43 +230,30 @@ impl Writer {
 }
 
 /// Ends a transaction: what it wrote is on the disk when this returns.
-pub(crate) async fn commit(tx: Tx) -> Result<(), Error> {
-    // On its own: a caller that goes away must not leave the writer in the middle of it.
-    tokio::spawn(end(tx)).await.map_err(Error::internal)?
-}
-
-async fn end(mut tx: Tx) -> Result<(), Error> {
-    if tx.joined {
-        run(&mut tx, "RELEASE member").await.map_err(fault)?;
-    }
-    tx.ended = true;
+pub(crate) async fn commit(mut tx: Tx) -> Result<(), Error> {
+    tx.end()?;
     let writer = tx.writer.clone();
     let (mut outcome, full) = {
         let mut state = writer.state();
         let lasts = state.group_lasts();
         let Some(group) = state.group.as_mut() else { return Err(Error::internal("the group has gone")) };
-        group.ended += 1;
         let full = group.ended >= LARGEST_GROUP || group.began.elapsed() >= lasts;
         (group.outcome.subscribe(), full)
     };
     if full || writer.is_alone() {
-        writer.finish(&mut tx).await;
+        // On its own: a caller that goes away must not leave the writer in the middle of it, and the disk takes its time.
+        tokio::task::spawn_blocking(move || writer.finish(&tx));
+    } else {
+        drop(tx);
     }
-    drop(tx);
     let told = outcome.wait_for(Option::is_some).await.map_err(Error::internal)?;
     told.clone().unwrap_or(Ok(()))
 }
 
 /// Ends a transaction without waiting until it is on the disk. It will be when anything is that begins after this returned.
 pub(crate) async fn pass_on(mut tx: Tx) -> Result<(), Error> {
-    if tx.joined {
-        run(&mut tx, "RELEASE member").await.map_err(fault)?;
-    }
-    tx.ended = true;
+    tx.end()?;
     let writer = tx.writer.clone();
-    if let Some(group) = writer.state().group.as_mut() {
-        group.ended += 1;
-    }
     drop(tx);
     tokio::spawn(async move {
         tokio::time::sleep(LONGEST_GROUP).await;
@@ -274,14 +262,40 @@ pub(crate) async fn pass_on(mut tx: Tx) -> Result<(), Error> {
     Ok(())
 }
 
-async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::query(sql).execute(connection).await.map(drop)
+fn is_busy(failed: &Failed) -> bool {
+    matches!(failed, Failed::Database(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
+}
+
+/// `holdfast admin` writes to the same database for a moment.
+async fn begin_after_another_process(tx: Tx) -> Result<Tx, Error> {
+    let waiting = tokio::task::spawn_blocking(move || {
+        let patient = |time| tx.busy_timeout(time).map_err(|e| fault(e.into()));
+        patient(PATIENCE)?;
+        let begun = tx.run(BEGIN).map_err(fault);
+        patient(Duration::ZERO)?;
+        begun.map(|()| tx)
+    });
+    waiting.await.map_err(Error::internal)?
 }
 
 /// Starts `flush` in the background. Without a runtime the process ends, and with it what was not committed.
 fn flush_later(writer: &Writer) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(writer.clone().flush());
+    }
+}
+
+impl Tx {
+    /// It is whole; whether it stays is for its group's commit to say.
+    fn end(&mut self) -> Result<(), Error> {
+        if self.joined {
+            self.run("RELEASE member").map_err(fault)?;
+        }
+        self.ended = true;
+        if let Some(group) = self.writer.state().group.as_mut() {
+            group.ended += 1;
+        }
+        Ok(())
     }
 }
 

@@ -1,48 +1,43 @@
 use std::sync::atomic::AtomicI64;
 
 use holdfast_model::error::Code;
-use sqlx::ConnectOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use tempfile::TempDir;
 
 use super::*;
+use crate::sql;
 
 struct Bench {
     writer: Writer,
-    reader: SqliteConnection,
-    _folder: TempDir,
+    reader: Session,
+    folder: TempDir,
 }
 
 async fn bench() -> Bench {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = SqliteConnectOptions::new()
-        .filename(folder.path().join("t.db"))
-        .create_if_missing(true)
-        .foreign_keys(true)
-        .journal_mode(SqliteJournalMode::Wal);
-    let mut connection = options.connect().await.expect("a database");
-    for sql in [
-        "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
-        "CREATE TABLE t (n INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent(id) DEFERRABLE INITIALLY DEFERRED)",
-    ] {
-        run(&mut connection, sql).await.expect("a table");
-    }
-    let reader = options.connect().await.expect("a reader");
-    let writer = Writer::new(connection);
+    let file = folder.path().join("t.db");
+    let made = rusqlite::Connection::open(&file).expect("a database");
+    made.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         CREATE TABLE parent (id INTEGER PRIMARY KEY);
+         CREATE TABLE t (n INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent(id) DEFERRABLE INITIALLY DEFERRED)",
+    )
+    .expect("tables");
+    let reader = Session::open_to_read(&file, false).expect("a reader");
+    let writer = Writer::new(Session::open_to_write(&file).expect("a writer"));
     {
         // Who shares a commit must not hang on how fast this machine is.
         let mut state = writer.state();
         (state.commit, state.longest_group) = (Duration::from_secs(3600), Duration::from_secs(3600));
     }
-    Bench { writer, reader, _folder: folder }
+    Bench { writer, reader, folder }
 }
 
 async fn put(tx: &mut Tx, n: i64) {
-    sqlx::query("INSERT INTO t (n) VALUES ($1)").bind(n).execute(&mut **tx).await.expect("a row");
+    sql::query("INSERT INTO t (n) VALUES ($1)").bind(n).execute(tx).await.expect("a row");
 }
 
-async fn rows(reader: &mut SqliteConnection) -> Vec<i64> {
-    sqlx::query_scalar("SELECT n FROM t ORDER BY n").fetch_all(reader).await.expect("rows")
+async fn rows(reader: &mut Session) -> Vec<i64> {
+    sql::query("SELECT n FROM t ORDER BY n").fetch_all(reader).await.expect("rows")
 }
 
 /// Lets `n` others get in line.
@@ -92,7 +87,7 @@ async fn those_who_queue_share_one_commit_and_see_each_other_in_order() {
     let writer = bench.writer.clone();
     let second = tokio::spawn(async move {
         let mut tx = writer.begin().await.expect("a turn");
-        let seen: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM t").fetch_one(&mut *tx).await.expect("a count");
+        let seen: i64 = sql::query("SELECT COUNT(*) FROM t").fetch_one(&mut *tx).await.expect("a count");
         let joined = tx.joined;
         put(&mut tx, 2).await;
         commit(tx).await.expect("a commit");
@@ -113,7 +108,7 @@ async fn a_failed_commit_fails_every_member() {
     let writer = bench.writer.clone();
     let second = tokio::spawn(async move {
         let mut tx = writer.begin().await.expect("a turn");
-        sqlx::query("INSERT INTO t (n, parent) VALUES (2, 99)").execute(&mut *tx).await.expect("checked at the commit");
+        sql::query("INSERT INTO t (n, parent) VALUES (2, 99)").execute(&mut tx).await.expect("checked at the commit");
         commit(tx).await
     });
     in_line(&bench.writer, 1).await;
@@ -136,7 +131,7 @@ async fn a_transaction_that_the_database_gave_up_fails_every_member() {
         let mut tx = writer.begin().await.expect("a turn");
         put(&mut tx, 2).await;
         // What a full disk does in the middle of a statement.
-        run(&mut tx, "ROLLBACK").await.expect("a rollback");
+        tx.run("ROLLBACK").expect("a rollback");
         drop(tx);
     });
     in_line(&bench.writer, 1).await;
@@ -210,4 +205,24 @@ async fn what_was_passed_on_to_nobody_is_durable_soon() {
     put(&mut fourth, 4).await;
     commit(fourth).await.expect("a commit");
     assert_eq!(rows(&mut bench.reader).await, [1, 2, 4]);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_another_process_holds_up_nobody_on_its_thread() {
+    let mut bench = bench().await;
+    let other = Session::open_to_write(&bench.folder.path().join("t.db")).expect("another process");
+    other.run(BEGIN).expect("it writes");
+    let writer = bench.writer.clone();
+    let waiting = tokio::spawn(async move {
+        let mut tx = writer.begin().await?;
+        put(&mut tx, 1).await;
+        commit(tx).await
+    });
+    // This test has one thread: were it waiting, nobody would end the other's transaction.
+    while bench.writer.state().group.is_none() {
+        tokio::task::yield_now().await;
+    }
+    other.run("COMMIT").expect("it is done");
+    waiting.await.expect("a task").expect("its turn came");
+    assert_eq!(rows(&mut bench.reader).await, [1]);
 }
