@@ -191,7 +191,10 @@ pub fn assert_story(cloud: &Cloud, operation: &Value) {
 fn node_record(cloud: &Cloud, cvm: &str) -> Option<(Value, Value)> {
     let node = cloud.node_dir();
     let read = |path: PathBuf| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
-    if let Some(record) = read(node.join("simulated").join(format!("{cvm}.json"))) {
+    let last = |path: PathBuf| -> Option<Value> {
+        serde_json::from_str(std::fs::read_to_string(path).ok()?.lines().last()?).ok()
+    };
+    if let Some(record) = last(node.join("simulated").join(format!("{cvm}.ndjson"))) {
         return Some((record["desired"].clone(), record["runtime"].clone()));
     }
     let folder = node.join("vms").join(cvm);

@@ -1,10 +1,11 @@
 //! What the node keeps on disk about each VM: what is wanted, and what runs it.
 //!
-//! The one rule: a record is written whole and atomically (a new file renamed over the old one), before the act that it
-//! announces. It holds no secret: env values are ciphertext and keys never come near it.
+//! The one rule: a record is written whole and atomically, before the act that it announces. It holds no secret: env values
+//! are ciphertext and keys never come near it.
 //!
-//! Two layouts: a folder per VM with fsync (real VMs, that must survive a power cut), and one small file per VM without
-//! (simulated ones, that must survive only a kill).
+//! Two layouts: a folder per VM whose files are replaced by renaming, with fsync (real VMs, that must survive a power cut),
+//! and one file per VM that lines are appended to, without (simulated ones, that must survive only a kill: there a new file
+//! for each change was most of what a simulated operation cost).
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -91,11 +92,14 @@ pub struct Record {
     pub runtime: Runtime,
 }
 
+/// Lines are appended to a file of this many bytes at the most.
+const LONGEST: u64 = 1 << 20;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// `<dir>/<uuid>/desired.json` and `runtime.json`, with fsync.
     Folders,
-    /// `<dir>/<uuid>.json`, without.
+    /// `<dir>/<uuid>.ndjson`, without. The last whole line holds.
     Files,
 }
 
@@ -135,7 +139,7 @@ impl Records {
     }
 
     fn file(&self, uuid: Uuid) -> PathBuf {
-        self.dir.join(format!("{uuid}.json"))
+        self.dir.join(format!("{uuid}.ndjson"))
     }
 
     /// Reads everything and finishes removals that were interrupted.
@@ -154,9 +158,11 @@ impl Records {
             }
             let record = match self.layout {
                 Layout::Folders => read_folder(&path),
-                Layout::Files => read_json(&path),
+                Layout::Files => read_last(&path),
             };
             match record {
+                // It was killed before it had written what is wanted, so nobody was told of this VM.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => fs::remove_file(&path)?,
                 Ok(record) if name.starts_with(&record.desired.uuid.to_string()) => found.records.push(record),
                 Ok(record) => found.orphans.push((path, format!("it describes VM {}", record.desired.uuid))),
                 Err(error) => found.orphans.push((path, error.to_string())),
@@ -202,7 +208,7 @@ impl Records {
     }
 
     fn write_file(&self, record: &Record) -> io::Result<()> {
-        write_quick(&self.file(record.desired.uuid), record)
+        append(&self.file(record.desired.uuid), record)
     }
 
     /// Deletes everything of a VM, its disks included. Repeatable, and finished by [`Records::load`] when interrupted.
@@ -243,6 +249,33 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
     serde_json::from_slice(&fs::read(path)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
+/// The last line that is whole. What comes after it was being written when the process was killed, and is cut off.
+fn read_last<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let text = fs::read(path)?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < text.len() {
+        fs::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+    }
+    let last = text[..whole].split(|byte| *byte == b'\n').rev().find(|line| !line.is_empty());
+    serde_json::from_slice(last.ok_or(io::ErrorKind::UnexpectedEof)?)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Adds a line with what holds from now on. A file that grew long is replaced by one with this line alone.
+fn append(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let length = file.metadata()?.len();
+    if length > LONGEST {
+        let (temporary, named) = temporary(path)?;
+        (&temporary).write_all(&line)?;
+        return fs::rename(named, path);
+    }
+    // What a full disk took of it must not stand before the next line.
+    file.write_all(&line).inspect_err(|_| drop(file.set_len(length)))
+}
+
 /// Makes a folder that only its owner may enter, with its parents.
 pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -252,9 +285,14 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn write_temporary(path: &Path, value: &impl Serialize) -> io::Result<(File, PathBuf)> {
+fn temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     let temporary = path.with_extension("json.new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    Ok((file, temporary))
+}
+
+fn write_temporary(path: &Path, value: &impl Serialize) -> io::Result<(File, PathBuf)> {
+    let (mut file, temporary) = temporary(path)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     Ok((file, temporary))
 }
@@ -317,6 +355,47 @@ mod tests {
             records.remove(record.desired.uuid).expect("remove again");
             assert_eq!(fs::read_dir(dir.path().join("vms")).expect("list").count(), 0);
         }
+    }
+
+    #[test]
+    fn the_last_whole_line_of_a_file_holds() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let records = Records::open(dir.path().to_owned(), Layout::Files).expect("open");
+        let first = record(1);
+        let mut second = first.clone();
+        second.runtime.epoch = 8;
+        records.save_desired(&first).expect("save");
+        let path = records.file(first.desired.uuid);
+        let one = fs::read(&path).expect("a file").len();
+        records.save_runtime(&second, true).expect("save");
+        let both = fs::read(&path).expect("a file");
+        for cut in 0..=both.len() {
+            fs::write(&path, &both[..cut]).expect("a file");
+            let found = records.load().expect("load");
+            let epochs: Vec<u64> = found.records.iter().map(|found| found.runtime.epoch).collect();
+            let expected = match cut {
+                _ if cut < one => vec![],
+                _ if cut < both.len() => vec![7],
+                _ => vec![8],
+            };
+            assert_eq!((epochs, found.orphans), (expected, vec![]), "cut at {cut}");
+            records.save_runtime(&second, true).expect("it goes on");
+            assert_eq!(records.load().expect("load").records[0].runtime.epoch, 8, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_grew_long_is_replaced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let records = Records::open(dir.path().to_owned(), Layout::Files).expect("open");
+        let record = record(1);
+        records.save_desired(&record).expect("save");
+        let path = records.file(record.desired.uuid);
+        let line = fs::read(&path).expect("a file");
+        fs::write(&path, line.repeat(usize::try_from(LONGEST).expect("a size") / line.len() + 1)).expect("a file");
+        records.save_runtime(&record, true).expect("save");
+        assert_eq!(fs::read(&path).expect("a file"), line);
+        assert_eq!(records.load().expect("load").records.len(), 1);
     }
 
     #[test]
