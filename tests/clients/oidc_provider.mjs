@@ -1,20 +1,22 @@
 // A real identity provider: the certified `oidc-provider`, with its own pages for signing in and consenting.
 //
 // stdin, one line:   { "port": 1, "client_id": "...", "client_secret": "...", "redirect_uri": "...",
-//                      "accounts": { "<subject>": { "email": "...", "email_verified": true, ... } } }
+//                      "accounts": { "<subject>": { "email": "...", "email_verified": true, ... } },
+//                      "tls": null or { "key": "<PEM>", "cert": "<PEM>" } }
 // stdout, a line each:  { "listening": "<issuer>" }, then { "issued": { ...the answer of the token endpoint... } }
 //
 // Its keys are made anew each time that it starts. It ends when its standard input does.
 
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { createServer } from "node:http";
+import { createServer as createSecureServer } from "node:https";
 import { createInterface } from "node:readline";
 import Provider from "oidc-provider";
 
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const given = JSON.parse((await lines.next()).value);
-const issuer = `http://127.0.0.1:${given.port}`;
+const issuer = `${given.tls ? "https" : "http"}://127.0.0.1:${given.port}`;
 const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
 
 const provider = new Provider(issuer, {
@@ -45,7 +47,7 @@ provider.use(async (ctx, next) => {
   if (ctx.oidc?.route === "token" && ctx.status === 200) say({ issued: ctx.body });
 });
 
-const server = createServer(provider.callback());
+const server = given.tls ? createSecureServer(given.tls, provider.callback()) : createServer(provider.callback());
 server.listen(given.port, "127.0.0.1", () => say({ listening: issuer }));
 await lines.next();
 process.exit(0);

@@ -10,6 +10,7 @@ pub mod apps;
 pub mod audit_log;
 pub mod batch;
 pub mod catalogue;
+pub mod certificates;
 pub mod clock;
 mod create;
 pub mod cursor;

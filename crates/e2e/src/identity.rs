@@ -5,13 +5,17 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast_harness::client::{Answer, Client};
 use holdfast_harness::until;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 pub const CLIENT: &str = "holdfast-under-test";
 
@@ -22,6 +26,7 @@ pub struct Provider {
     port: u16,
     redirect: String,
     accounts: Value,
+    tls: Option<Tls>,
     node: Option<Child>,
     said: Arc<Mutex<Vec<Value>>>,
 }
@@ -29,9 +34,33 @@ pub struct Provider {
 impl Provider {
     /// One that knows these people, by their subjects. It does not run yet.
     pub fn new(accounts: Value) -> Self {
+        Self::on("http", accounts, None)
+    }
+
+    /// The same over https, with a certificate of an authority that nobody else knows.
+    pub fn over_tls(accounts: Value) -> Self {
+        Self::on("https", accounts, Some(Tls::new()))
+    }
+
+    fn on(scheme: &str, accounts: Value, tls: Option<Tls>) -> Self {
         let port = holdfast_harness::free_port().expect("a port");
-        let (issuer, secret) = (format!("http://127.0.0.1:{port}"), "the-secret-of-the-client-0123456789".to_owned());
-        Self { issuer, secret, port, redirect: String::new(), accounts, node: None, said: Arc::default() }
+        let issuer = format!("{scheme}://127.0.0.1:{port}");
+        let secret = "the-secret-of-the-client-0123456789".to_owned();
+        Self { issuer, secret, port, redirect: String::new(), accounts, tls, node: None, said: Arc::default() }
+    }
+
+    /// The file of the authority that signed its certificate.
+    pub fn authority(&self) -> &Path {
+        self.tls.as_ref().expect("it speaks TLS").authority.path()
+    }
+
+    /// A browser that believes that authority.
+    pub fn browser(&self) -> Browser {
+        let pem = std::fs::read(self.authority()).expect("readable");
+        let roots = RootCerts::from(vec![Certificate::from_pem(&pem).expect("a certificate")]);
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(ring).build();
+        Browser { cookies: HashMap::new(), client: Client::through(Client::config().tls_config(tls).build().into()) }
     }
 
     /// What the server is told of it.
@@ -65,7 +94,7 @@ impl Provider {
             .expect("node runs");
         let given = json!({
             "port": self.port, "client_id": CLIENT, "client_secret": self.secret, "redirect_uri": self.redirect,
-            "accounts": self.accounts,
+            "accounts": self.accounts, "tls": self.tls.as_ref().map(|tls| json!({ "key": tls.key, "cert": tls.certificate })),
         });
         writeln!(node.stdin.as_mut().expect("a pipe"), "{given}").expect("it reads");
         let mut lines = BufReader::new(node.stdout.take().expect("a pipe")).lines();
@@ -95,6 +124,28 @@ impl Provider {
             ["access_token", "id_token"].map(|name| line["issued"][name].as_str().expect("a token").to_owned())
         });
         tokens.collect()
+    }
+}
+
+/// What a provider on this host shows to prove that it is there.
+struct Tls {
+    authority: NamedTempFile,
+    certificate: String,
+    key: String,
+}
+
+impl Tls {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = KeyPair::generate().expect("a key");
+        let authority = CertifiedIssuer::self_signed(params, own).expect("a certificate");
+        let key = KeyPair::generate().expect("a key");
+        let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+        let certificate = leaf.signed_by(&key, &authority).expect("a certificate").pem();
+        let mut file = NamedTempFile::new().expect("a file");
+        file.write_all(authority.pem().as_bytes()).expect("written");
+        Self { authority: file, certificate, key: key.serialize_pem() }
     }
 }
 
@@ -130,10 +181,16 @@ fn origin(url: &str) -> String {
 }
 
 /// Somebody's browser.
-#[derive(Default)]
 pub struct Browser {
     /// By origin, then by name.
     pub cookies: HashMap<String, HashMap<String, String>>,
+    client: Client,
+}
+
+impl Default for Browser {
+    fn default() -> Self {
+        Self { cookies: HashMap::new(), client: Client::new("", "") }
+    }
 }
 
 impl Browser {
@@ -147,7 +204,7 @@ impl Browser {
         if form.is_some() {
             headers.push(("Content-Type", "application/x-www-form-urlencoded"));
         }
-        let answer = Client::new("", "").send(method, url, &headers, form.map(String::into_bytes)).expect("an answer");
+        let answer = self.client.send(method, url, &headers, form.map(String::into_bytes)).expect("an answer");
         for cookie in answer.headers.get_all("set-cookie") {
             let cookie = cookie.to_str().expect("text");
             let (name, value) = cookie.split(';').next().and_then(|pair| pair.split_once('=')).expect("a pair");

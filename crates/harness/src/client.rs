@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ureq::Agent;
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Request};
+use ureq::typestate::AgentScope;
 
 /// What the official command line sends while it deploys.
 pub const VERSION_DEPLOY: &str = "2025-10-28";
@@ -48,12 +50,18 @@ impl Answer {
 
 impl Client {
     pub fn new(base: impl Into<String>, key: impl Into<String>) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(180)))
-            .max_redirects(0)
-            .build();
-        Self { agent: config.into(), base: base.into(), key: key.into() }
+        Self { base: base.into(), key: key.into(), ..Self::through(Self::config().build().into()) }
+    }
+
+    /// One that asks anybody, without a key, in this way.
+    pub fn through(agent: Agent) -> Self {
+        Self { agent, base: String::new(), key: String::new() }
+    }
+
+    /// How every client here asks: no redirect is followed.
+    pub fn config() -> ConfigBuilder<AgentScope> {
+        let patience = Some(Duration::from_secs(180));
+        Agent::config_builder().http_status_as_error(false).timeout_global(patience).max_redirects(0)
     }
 
     /// Any request. `path` is either absolute on this server or a whole URL.

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use holdfast_control::catalogue::Catalogue;
+use holdfast_control::certificates::authorities;
 use holdfast_control::oidc::Secret;
 use holdfast_control::rates::{Rate, Rates};
 use holdfast_control::webhooks::guard::Guard;
-use holdfast_control::webhooks::send::authorities;
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -53,6 +53,7 @@ pub struct Config {
     oidc_client_id: String,
     oidc_client_secret: Secret,
     oidc_client_secret_file: String,
+    oidc_ca_file: String,
     oidc_name: String,
     oidc_scopes: String,
     oidc_username_claim: String,
@@ -304,12 +305,7 @@ impl Config {
 
     /// Who may sign certificates of webhook receivers; a mistake in their file is one line.
     pub fn webhook_authorities(&self) -> Result<Vec<reqwest::Certificate>> {
-        if self.webhook_ca_file.is_empty() {
-            return Ok(Vec::new());
-        }
-        let file = absolute(&self.webhook_ca_file)?;
-        let pem = std::fs::read(&file).with_context(|| format!("webhook_ca_file {}", file.display()))?;
-        authorities(&pem).map_err(|why| anyhow!("webhook_ca_file {}: {why}", file.display()))
+        authorities_of("webhook_ca_file", &self.webhook_ca_file)
     }
 
     /// What a node of this host works with.
@@ -351,6 +347,16 @@ fn put(table: &mut Table, key: &str, text: &str) -> Result<()> {
 
 fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// The certificates of the file that this key names; a mistake in it is one line.
+fn authorities_of(key: &str, file: &str) -> Result<Vec<reqwest::Certificate>> {
+    if file.is_empty() {
+        return Ok(Vec::new());
+    }
+    let file = absolute(file)?;
+    let pem = std::fs::read(&file).with_context(|| format!("{key} {}", file.display()))?;
+    authorities(&pem).map_err(|why| anyhow!("{key} {}: {why}", file.display()))
 }
 
 fn absolute(text: &str) -> Result<PathBuf> {

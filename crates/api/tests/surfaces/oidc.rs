@@ -36,13 +36,13 @@ enum Manner {
 }
 
 /// A provider that describes itself as it should, and has no key.
-struct Liar {
-    issuer: String,
+pub struct Liar {
+    pub issuer: String,
     manner: Arc<Mutex<Manner>>,
     /// Requests for tokens.
-    asked: Arc<AtomicUsize>,
+    pub asked: Arc<AtomicUsize>,
     /// Requests for its description.
-    described: Arc<AtomicUsize>,
+    pub described: Arc<AtomicUsize>,
     /// Requests to where a redirect led.
     misled: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
@@ -53,8 +53,18 @@ struct Shared(String, Arc<Mutex<Manner>>, [Arc<AtomicUsize>; 3]);
 
 impl Liar {
     async fn start() -> Self {
+        Self::start_on("http", |listener| listener).await
+    }
+
+    /// Behind whatever `wrap` makes of its port.
+    pub async fn start_on<L>(scheme: &str, wrap: impl FnOnce(TcpListener) -> L) -> Self
+    where
+        L: axum::serve::Listener,
+        L::Addr: std::fmt::Debug,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let issuer = format!("http://{}", listener.local_addr().expect("an address"));
+        let issuer = format!("{scheme}://{}", listener.local_addr().expect("an address"));
+        let listener = wrap(listener);
         let manner = Arc::new(Mutex::new(Manner::Says(400, json!({ "error": "invalid_grant" }))));
         let counts: [Arc<AtomicUsize>; 3] = Default::default();
         let shared = Shared(issuer.clone(), manner.clone(), counts.clone());
@@ -125,11 +135,12 @@ fn unsigned(issuer: &str) -> Value {
     json!({ "access_token": "a", "token_type": "Bearer", "id_token": token })
 }
 
-fn options(issuer: &str) -> Options {
+pub fn options(issuer: &str) -> Options {
     Options {
         issuer: issuer.to_owned(),
         client_id: "hf".to_owned(),
         client_secret: Some("the client's secret".to_owned().into()),
+        authorities: Vec::new(),
         name: "Corp <b>ID</b>".to_owned(),
         scopes: vec!["email".to_owned()],
         claims: Claims { username: "preferred_username".to_owned(), email: "email".to_owned(), email_verified: None },
@@ -143,16 +154,16 @@ async fn with(issuer: &str) -> Server {
     Server::start_with(Settings { oidc: Some(options(issuer)), ..Settings::default() }).await
 }
 
-async fn get(server: &Server, path: &str, cookie: &str, accept: &str) -> Answer {
+pub async fn get(server: &Server, path: &str, cookie: &str, accept: &str) -> Answer {
     let request = Request::get(path).header("cookie", cookie).header("accept", accept);
     server.send(request.body(Body::empty()).expect("a request")).await
 }
 
 const PAGE: &str = "text/html,application/xhtml+xml,application/json;q=0.9";
-const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 
 /// A login that was begun: the cookie, and the state that the provider was given.
-async fn begun(server: &Server) -> (String, String) {
+pub async fn begun(server: &Server) -> (String, String) {
     let answer = get(server, "/auth/oidc/login?next=/device", "", PAGE).await;
     assert_eq!(answer.status, 303, "{}", answer.text());
     let cookie = answer.headers["set-cookie"].to_str().expect("text");
@@ -173,7 +184,7 @@ async fn begun(server: &Server) -> (String, String) {
 }
 
 /// What the callback answers to this, as (status, code); and that no session came of it.
-async fn ended(server: &Server, cookie: &str, query: &str) -> (u16, String) {
+pub async fn ended(server: &Server, cookie: &str, query: &str) -> (u16, String) {
     let answer = get(server, &format!("/auth/oidc/callback?{query}"), cookie, JSON).await;
     let cookies: Vec<_> = answer.headers.get_all("set-cookie").iter().map(|c| c.to_str().expect("text")).collect();
     assert!(

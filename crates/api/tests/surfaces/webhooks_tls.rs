@@ -6,17 +6,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use holdfast_control::certificates::authorities;
 use holdfast_control::webhooks::guard::{Looking, Lookup};
-use holdfast_control::webhooks::send::authorities;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Server, V2026, until};
+use crate::tls::{Authority, acceptor, authority};
 use crate::webhooks_receivers::{Receiver, deliveries, delivering, webhook};
 
 const NAME: &str = "hooks.example";
@@ -30,40 +28,13 @@ impl Lookup for Here {
     }
 }
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority(name: &str) -> Authority {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    Authority::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate")
-}
-
 /// A receiver with a certificate for this name, by this authority or by nobody but itself, which `change` may spoil.
 async fn receiver(
     name: &str,
     authority: Option<&Authority>,
     change: impl FnOnce(&mut CertificateParams),
 ) -> (Arc<Receiver>, String) {
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-    change(&mut params);
-    let certificate = match authority {
-        Some(authority) => params.signed_by(&key, authority),
-        None => params.self_signed(&key),
-    };
-    serve(certificate.expect("a certificate").der().clone(), &key).await
-}
-
-async fn serve(certificate: CertificateDer<'static>, key: &KeyPair) -> (Arc<Receiver>, String) {
-    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
-    let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .expect("a certificate and its key");
-    let (receiver, at) = Receiver::start_as("127.0.0.1:0", Some(TlsAcceptor::from(Arc::new(tls)))).await;
+    let (receiver, at) = Receiver::start_as("127.0.0.1:0", Some(acceptor(name, authority, change))).await;
     (receiver, format!("https://{NAME}:{}/ok", at.port()))
 }
 

@@ -82,6 +82,8 @@ pub struct Options {
     pub client_id: String,
     /// `None`: a public client, which PKCE alone protects.
     pub client_secret: Option<Secret>,
+    /// Who may sign its certificate, beside those that the host trusts.
+    pub authorities: Vec<reqwest::Certificate>,
     /// What pages call it.
     pub name: String,
     /// Asked for beside `openid`.

@@ -2,7 +2,7 @@
 //!
 //! The one rule: nobody is believed but by a token that the provider signed for this client and this login; what else it says
 //! (user info) counts only for the same subject. Its answers are read to a bound and for a time, no redirect is followed, and
-//! none of them is in an error or a log.
+//! none of them is in an error or a log. Over https it is who its certificate says, or it is asked for nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,6 +30,7 @@ use tokio::sync::Mutex;
 
 use super::pending::Pending;
 use super::{CALLBACK, Options};
+use crate::certificates::{cause, fault};
 
 /// The description and the keys are asked for again after this long.
 const KEEP: Duration = Duration::from_secs(3600);
@@ -257,7 +258,11 @@ fn object(claims: &impl Serialize) -> Result<Map<String, Value>, Error> {
 }
 
 fn unreachable(cause: &Failed) -> Error {
-    Error::new(Code::OidcUnreachable, "The identity provider cannot be reached.").with_internal(cause)
+    let message = match cause.certificate {
+        Some(fault) => format!("The identity provider cannot be reached: its certificate {fault}."),
+        None => "The identity provider cannot be reached.".to_owned(),
+    };
+    Error::new(Code::OidcUnreachable, message).with_internal(cause)
 }
 
 fn unusable(cause: &dyn std::fmt::Display) -> Error {
@@ -283,7 +288,7 @@ fn discovery_error(error: DiscoveryError<Failed>) -> Error {
         DiscoveryError::Parse(cause) => unusable(&format!("its description: {}", cause.path())),
         // What a gateway in front of it says while it is down.
         DiscoveryError::Response(status, _, _) if status.is_server_error() => {
-            unreachable(&Failed(format!("it answers {}", status.as_u16())))
+            unreachable(&Failed::new(format!("it answers {}", status.as_u16())))
         }
         other => unusable(&other),
     }
@@ -312,11 +317,21 @@ fn user_info_error(error: UserInfoError<Failed>) -> Error {
 
 /// Why the provider did not answer. Names no address: that is in the configuration.
 #[derive(Debug)]
-struct Failed(String);
+struct Failed {
+    why: String,
+    /// What is wrong with its certificate, if that is the reason.
+    certificate: Option<&'static str>,
+}
+
+impl Failed {
+    fn new(why: String) -> Self {
+        Self { why, certificate: None }
+    }
+}
 
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -326,7 +341,8 @@ impl From<reqwest::Error> for Failed {
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        Self(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+        let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        Self { why, certificate: cause::<rustls::Error>(&error).and_then(fault) }
     }
 }
 
@@ -336,8 +352,11 @@ struct Http(reqwest::Client);
 
 impl Http {
     fn new(options: &Options) -> Result<Self, Error> {
+        // The client takes the process's choice; where none was made (tests), this is it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let url = reqwest::Url::parse(&options.issuer).map_err(Error::internal)?;
         let builder = reqwest::Client::builder().redirect(Policy::none()).timeout(options.patience);
+        let builder = builder.tls_certs_merge(options.authorities.iter().cloned());
         // A proxy of the environment is for the world outside, not for a provider on this host.
         let loopback = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         let builder = if loopback { builder.no_proxy() } else { builder };
@@ -351,7 +370,7 @@ impl Http {
         while let Some(piece) = answer.chunk().await? {
             bytes.extend_from_slice(&piece);
             if bytes.len() > LONGEST {
-                return Err(Failed(format!("its answer is longer than {LONGEST} bytes")));
+                return Err(Failed::new(format!("its answer is longer than {LONGEST} bytes")));
             }
         }
         let mut response = HttpResponse::new(bytes);

@@ -4,7 +4,6 @@
 //! says beyond its status is not kept; what went wrong is told in words of ours, because a driver's would tell a tenant of
 //! the server's network.
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,6 @@ use hmac::{Hmac, KeyInit, Mac};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
 use reqwest::{Certificate, Client, Response, redirect};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{CertificateError, RootCertStore};
 use sha2::Sha256;
 use tokio::time::Instant;
 use url::Url;
@@ -22,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::guard::{Forbidden, Guard, Guarded, Lookup};
 use super::message::Message;
+use crate::certificates::{cause, fault};
 
 /// For everything: look-up, connection, request and the head of the answer.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -142,7 +139,7 @@ impl Sender {
                 };
                 (status.as_u16(), error)
             }
-            Err(error) => (0, words(&error).to_owned()),
+            Err(error) => (0, words(&error)),
         }
     }
 }
@@ -161,55 +158,22 @@ async fn drain(mut response: Response) {
     let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
-/// The certificates of a file in PEM, or what is wrong with it.
-pub fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
-    let mut all = Vec::new();
-    for (number, certificate) in (1..).zip(CertificateDer::pem_slice_iter(pem)) {
-        let unusable = || format!("certificate {number} cannot be read");
-        let der = certificate.map_err(|_| unusable())?;
-        RootCertStore::empty().add(der.clone()).map_err(|_| unusable())?;
-        all.push(Certificate::from_der(&der).map_err(|_| unusable())?);
-    }
-    if all.is_empty() { Err("holds no certificate in PEM".to_owned()) } else { Ok(all) }
-}
-
-fn words(error: &reqwest::Error) -> &'static str {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if inner.is::<Forbidden>() {
-            return "The URL's name leads to an address that is not allowed.";
+fn words(error: &reqwest::Error) -> String {
+    let words = if cause::<Forbidden>(error).is_some() {
+        "The URL's name leads to an address that is not allowed."
+    } else if let Some(tls) = cause::<rustls::Error>(error) {
+        match fault(tls) {
+            Some(fault) => return format!("The receiver's certificate {fault}."),
+            None => "No TLS connection could be made.",
         }
-        if let Some(error) = inner.downcast_ref() {
-            return words_of_tls(error);
-        }
-        // What an I/O error holds is not what it calls its source, but that one's.
-        cause = match inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(held) => Some(held),
-            None => inner.source(),
-        };
-    }
-    if error.is_timeout() {
+    } else if error.is_timeout() {
         "No answer within 10 s."
     } else if error.is_connect() {
         "No connection could be made."
     } else {
         "The connection ended before there was an answer."
-    }
-}
-
-fn words_of_tls(error: &rustls::Error) -> &'static str {
-    use CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
-        UnknownIssuer,
     };
-    let rustls::Error::InvalidCertificate(wrong) = error else { return "No TLS connection could be made." };
-    match wrong {
-        NotValidForName | NotValidForNameContext { .. } => "The receiver's certificate is for another name.",
-        Expired | ExpiredContext { .. } => "The receiver's certificate has expired.",
-        NotValidYet | NotValidYetContext { .. } => "The receiver's certificate is not valid yet.",
-        UnknownIssuer => "The receiver's certificate is of no authority that this server trusts.",
-        _ => "The receiver's certificate cannot be trusted.",
-    }
+    words.to_owned()
 }
 
 /// `sha256=` and the HMAC-SHA256 of time and body in hex, as the contract has it.
@@ -224,19 +188,6 @@ pub fn signature(secret: &str, timestamp: i64, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_without_certificates_is_none() {
-        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        for (pem, wrong) in [
-            ("", "holds no certificate in PEM"),
-            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "holds no certificate in PEM"),
-            (broken, "certificate 1 cannot be read"),
-            (&broken[..40], "certificate 1 cannot be read"),
-        ] {
-            assert_eq!(authorities(pem.as_bytes()).expect_err(pem), wrong);
-        }
-    }
 
     #[test]
     fn the_signature_is_that_of_the_contract() {

@@ -29,10 +29,14 @@ fn done(cloud: &Cloud, args: &[&str]) -> String {
 /// A provider that does not run yet, and a server that knows of it.
 fn clouds(accounts: Value, more: &[(&str, &str)]) -> (Cloud, Provider) {
     let provider = Provider::new(accounts);
+    (cloud(&provider, more), provider)
+}
+
+fn cloud(provider: &Provider, more: &[(&str, &str)]) -> Cloud {
     let mut variables = provider.variables();
     variables.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     variables.push(("HOLDFAST_LOG".to_owned(), "debug".to_owned()));
-    (Cloud::simulated_under(variables), provider)
+    Cloud::simulated_under(variables)
 }
 
 /// Until the server has noticed that the provider is there.
@@ -265,6 +269,32 @@ fn accounts_are_linked_by_the_operator() {
     assert_eq!(admin(&cloud, &["users", "unlink", "carol"]).status.code(), Some(1));
     assert_eq!(rows(&cloud, "SELECT COUNT(*) FROM audit_log WHERE action = 'identity.link'"), 2);
     assert_eq!(rows(&cloud, "SELECT COUNT(*) FROM audit_log WHERE action = 'identity.unlink'"), 1);
+}
+
+/// A provider as many companies have it: over https, with a certificate of an authority of their own.
+#[test]
+fn a_provider_is_believed_by_the_operators_authority() {
+    let mut provider = Provider::over_tls(json!({ "ada": { "preferred_username": "ada" } }));
+    let authority = provider.authority().to_str().expect("a path").to_owned();
+    let newcomers = [("HOLDFAST_OIDC_CREATE_USERS", "true"), ("HOLDFAST_OIDC_WORKSPACE", "default")];
+    let told = cloud(&provider, &[&newcomers[..], &[("HOLDFAST_OIDC_CA_FILE", &authority)]].concat());
+    let untold = cloud(&provider, &newcomers);
+    let server = told.client.base.clone();
+    provider.start(&server);
+    until_there(&told);
+
+    let mut ada = provider.browser();
+    assert_eq!(ada.sign_in(&server, "ada").answer.status, 303);
+    assert_eq!(me(&told, &mut ada)["username"], "ada");
+
+    let server = &untold.client.base;
+    let seen = Browser::default().get(&format!("{server}/auth/oidc/login"));
+    refused(&seen, 503, "HF-0423");
+    let why = "its certificate is of no authority that this server trusts.";
+    assert!(seen.answer.text.contains(why), "{}", seen.answer.text);
+    let log = std::fs::read_to_string(untold.data_dir().join("serve.log")).expect("a log");
+    let told = log.lines().find(|line| line.contains("the identity provider's description was not fetched"));
+    assert!(told.is_some_and(|line| line.contains("UnknownIssuer") && line.contains(&provider.issuer)), "{told:?}");
 }
 
 #[test]

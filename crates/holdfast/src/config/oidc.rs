@@ -9,19 +9,20 @@ use anyhow::{Context, Result, anyhow, bail};
 use holdfast_control::oidc::{Claims, Newcomers, Options, Secret};
 use holdfast_model::access::Role;
 
-use super::{Config, absolute};
+use super::{Config, absolute, authorities_of};
 
 /// One request to the provider may take this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Config {
-    /// What the keys say, but for the secret.
+    /// What the keys say, but for the secret and the authorities.
     pub(super) fn oidc_checked(&self) -> Result<Option<Options>> {
         if self.oidc_issuer.is_empty() {
             let set = [
                 ("oidc_client_id", !self.oidc_client_id.is_empty()),
                 ("oidc_client_secret", !self.oidc_client_secret.is_empty()),
                 ("oidc_client_secret_file", !self.oidc_client_secret_file.is_empty()),
+                ("oidc_ca_file", !self.oidc_ca_file.is_empty()),
                 ("oidc_link_email", self.oidc_link_email),
                 ("oidc_create_users", self.oidc_create_users),
             ];
@@ -68,6 +69,7 @@ impl Config {
             issuer: self.oidc_issuer.clone(),
             client_id: self.oidc_client_id.clone(),
             client_secret: None,
+            authorities: Vec::new(),
             name: self.oidc_name.clone(),
             // The login asks for it anyway.
             scopes: self.oidc_scopes.split_whitespace().filter(|s| *s != "openid").map(str::to_owned).collect(),
@@ -82,7 +84,7 @@ impl Config {
         }))
     }
 
-    /// The identity provider; `None`: there is none. Reads the file of the secret.
+    /// The identity provider; `None`: there is none. Reads the files of the secret and of the authorities.
     pub fn oidc(&self) -> Result<Option<Options>> {
         let Some(options) = self.oidc_checked()? else { return Ok(None) };
         let secret = if self.oidc_client_secret_file.is_empty() {
@@ -97,7 +99,8 @@ impl Config {
             }
             secret
         };
-        Ok(Some(Options { client_secret: (!secret.is_empty()).then_some(secret), ..options }))
+        let authorities = authorities_of("oidc_ca_file", &self.oidc_ca_file)?;
+        Ok(Some(Options { client_secret: (!secret.is_empty()).then_some(secret), authorities, ..options }))
     }
 
     /// The issuer of the configuration, for commands that name one.
@@ -161,6 +164,7 @@ mod tests {
             (&[secret], "oidc_issuer"),
             (&[("oidc_create_users", "true")], "oidc_issuer"),
             (&[("oidc_link_email", "true")], "oidc_issuer"),
+            (&[("oidc_ca_file", "/x")], "oidc_issuer"),
             (&[ISSUER], "oidc_client_id"),
             (&[("oidc_issuer", "id.example"), CLIENT], "oidc_issuer"),
             (&[("oidc_issuer", "http://id.example"), CLIENT], "oidc_issuer"),
@@ -191,5 +195,18 @@ mod tests {
         assert_eq!(options.client_secret.expect("a secret").expose(), "hush");
         let gone = load(&[ISSUER, CLIENT, ("oidc_client_secret_file", "/nowhere/x")]).expect("valid");
         assert!(format!("{:#}", gone.oidc().expect_err("no file")).contains("/nowhere/x"));
+    }
+
+    #[test]
+    fn the_authorities_are_in_a_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a path").to_owned();
+        let load = |path: &str| load(&[ISSUER, CLIENT, ("oidc_ca_file", path)]).expect("valid").oidc();
+        let error = format!("{:#}", load(&path).expect_err("it is empty"));
+        assert!(error.contains("oidc_ca_file") && error.contains(&path) && !error.contains('\n'), "{error}");
+        let authority = rcgen::generate_simple_self_signed(["id.example".to_owned()]).expect("a certificate");
+        std::fs::write(file.path(), authority.cert.pem()).expect("written");
+        assert_eq!(load(&path).expect("valid").expect("a provider").authorities.len(), 1);
+        assert!(format!("{:#}", load("/nowhere/ca.pem").expect_err("no file")).contains("/nowhere/ca.pem"));
     }
 }
