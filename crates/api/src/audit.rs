@@ -81,7 +81,7 @@ pub(crate) fn filter(who: &Principal, params: &Params) -> Result<Filter, Error> 
     let address = |word: &str| word.parse::<IpAddr>().ok().map(|address| address.to_string());
     let actor_type = |word: &str| ["user", "api_key"].contains(&word).then(|| word.to_owned());
     Ok(Filter {
-        workspace: who.workspace_id,
+        scope: who.scope(),
         action: text("action"),
         actor_id: params.uuid("actor_id")?,
         actor_type: params.word("actor_type", actor_type)?,

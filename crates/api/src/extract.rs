@@ -15,7 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use holdfast_control::{Principal, RequestInfo};
 use holdfast_model::Timestamp;
-use holdfast_model::access::Action;
+use holdfast_model::access::{Action, Reach};
 use holdfast_model::error::{Code, Detail, Error};
 use holdfast_model::preview::Rehearsal;
 use holdfast_store::page::{Sort, Term};
@@ -49,6 +49,17 @@ pub async fn request_id(mut request: Request, next: Next) -> Response {
 /// A permission, as a type in a handler's signature. [`holdfast_model::access`] is the table that is asked.
 pub trait Permission: Send + Sync + 'static {
     const ACTION: Action;
+    /// What the route is about: a key that is limited to projects does nothing that reaches beyond them.
+    const REACH: Reach = Self::ACTION.reach();
+}
+
+/// The same permission for what is about the workspace as a whole, or about its caller beyond it.
+#[derive(Debug)]
+pub struct Whole<P>(PhantomData<P>);
+
+impl<P: Permission> Permission for Whole<P> {
+    const ACTION: Action = P::ACTION;
+    const REACH: Reach = Reach::Workspace;
 }
 
 macro_rules! permissions {
@@ -74,6 +85,8 @@ permissions! {
     WriteVms,
     /// To read who asked for what in the workspace.
     ReadAudit,
+    /// To manage the workspace's projects.
+    ManageProjects,
     /// To manage the workspace's webhooks.
     ManageWebhooks,
     /// To manage who belongs to the workspace.
@@ -107,6 +120,7 @@ async fn authorize<P: Permission>(parts: &Parts, app: &App) -> Result<Principal,
     let credential = credential.ok_or_else(|| Error::new(Code::Unauthenticated, "Authentication required."))?;
     let who = credential.holder(app).await?;
     who.require(P::ACTION)?;
+    who.require_reach(P::REACH)?;
     Ok(who)
 }
 
@@ -148,6 +162,34 @@ impl FromRequestParts<App> for Info {
             idempotency: parts.extensions.get().cloned(),
             rehearsal,
         }))
+    }
+}
+
+/// The project that a request names for what it makes: a header, because clients of others can send one and have no field
+/// for it.
+pub const PROJECT_HEADER: &str = "x-holdfast-project";
+
+/// What [`PROJECT_HEADER`] says, if it is there. An empty one is a mistake: whoever sends it means some project.
+#[derive(Debug)]
+pub struct InProject(pub Option<String>);
+
+impl InProject {
+    pub fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        let mut named = headers.get_all(PROJECT_HEADER).into_iter();
+        let Some(value) = named.next() else { return Ok(Self(None)) };
+        let name = value.to_str().ok().map(str::trim).filter(|name| !name.is_empty() && named.next().is_none());
+        match name {
+            Some(name) => Ok(Self(Some(name.to_owned()))),
+            None => Err(Error::field("header", "X-Holdfast-Project", "value_error", "must name one project")),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for InProject {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        Ok(Self::of(&parts.headers)?)
     }
 }
 

@@ -16,7 +16,7 @@ use holdfast_store::idempotency::Key;
 use crate::credential::Credential;
 use crate::dry_run;
 use crate::error::Failure;
-use crate::extract::header as text_of;
+use crate::extract::{PROJECT_HEADER, header as text_of};
 use crate::{App, BODY_LIMIT};
 
 /// Answers up to this size are kept; all of ours are far smaller.
@@ -50,7 +50,11 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
     let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
     let mut hashed = format!("{}\0{path}\0", parts.method).into_bytes();
     hashed.extend_from_slice(&body);
-    let key = Key { key, request_hash: sha256_hex(hashed) };
+    if let Some(project) = parts.headers.get(PROJECT_HEADER) {
+        hashed.push(0);
+        hashed.extend_from_slice(project.as_bytes());
+    }
+    let key = Key { key: seen_as(&who, key), request_hash: sha256_hex(hashed) };
     if let Some(answer) = replay(&app, &who, &key).await? {
         return Ok(answer);
     }
@@ -61,6 +65,14 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
         return Ok(response);
     }
     keep(&app, &who, &key, response).await
+}
+
+/// Callers that see different things of a workspace have keys of their own: nobody is answered with what another one did.
+fn seen_as(who: &Principal, key: String) -> String {
+    match &who.limits.projects {
+        Some(projects) => format!("{key}\nprojects {projects:?}"),
+        None => key,
+    }
 }
 
 async fn replay(app: &App, who: &Principal, key: &Key) -> Result<Option<Response>, Error> {

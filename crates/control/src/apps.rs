@@ -37,12 +37,12 @@ fn parse_revision_id(id: &str) -> Option<(String, i64)> {
 }
 
 impl Control {
-    /// The app that `id` names in the caller's workspace: its app id, with or without `app_` or `0x`, or its `prj_` id. It
+    /// The app that `id` names in what the caller sees: its app id, with or without `app_` or `0x`, or its `prj_` id. It
     /// is found as long as anything of it is remembered, also after its last CVM.
     pub async fn app_find(&self, who: &Principal, id: &str) -> Result<App, Error> {
         let found = match hashid::decode(Prefix::App, id) {
-            Some(row) => self.store.app_by_row(who.workspace_id, row).await?,
-            None => self.store.app(who.workspace_id, &strip_app_id(id)).await?,
+            Some(row) => self.store.app_by_row(&who.scope(), row).await?,
+            None => self.store.app(&who.scope(), &strip_app_id(id)).await?,
         };
         found.ok_or_else(|| Error::new(Code::AppNotFound, "The requested app was not found."))
     }
@@ -107,7 +107,7 @@ impl Control {
     async fn redeploy_targets(&self, who: &Principal, app: &App, chosen: Option<&[String]>) -> Result<Vec<Vm>, Error> {
         let Some(chosen) = chosen else {
             let rows = [app.id];
-            let filter = Filter { workspace: Some(who.workspace_id), app_rows: Some(&rows), ..Filter::default() };
+            let filter = Filter { scope: Some(who.scope()), app_rows: Some(&rows), ..Filter::default() };
             return self.store.vms(&filter, CVMS_AT_ONCE, 0).await;
         };
         let mut targets: Vec<Vm> = Vec::new();

@@ -28,9 +28,9 @@ impl Control {
         Ok(self.listed(page, &bound, |entry| entry.place(&sort)))
     }
 
-    /// One entry of the caller's workspace.
+    /// One entry that the caller may see.
     pub async fn audit_entry(&self, who: &Principal, id: &str) -> Result<Entry, Error> {
-        let found = self.store.audit_entry(who.workspace_id, &id.to_ascii_lowercase()).await?;
+        let found = self.store.audit_entry(&who.scope(), &id.to_ascii_lowercase()).await?;
         found.ok_or_else(|| Error::new(Code::AuditEntryNotFound, "There is no such audit log entry."))
     }
 

@@ -9,8 +9,9 @@ use holdfast_model::compose::{self, AppCompose};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::preview::Preview;
 use holdfast_model::vm::RestartPolicy;
-use holdfast_store::apps::app_id_is_taken;
+use holdfast_store::apps::{app_id_is_taken, app_in};
 use holdfast_store::idempotency::idempotency_take;
+use holdfast_store::projects::{By, project_in};
 use holdfast_store::provisions::{self, Provision};
 use holdfast_store::quotas::{Size, quota_check, quota_in};
 use holdfast_store::vms::{self, Vm};
@@ -23,6 +24,7 @@ use crate::catalogue::Catalogue;
 use crate::create::Blueprint;
 use crate::dry_run::{left, placed};
 use crate::placement::{self, Ask, Policy};
+use crate::projects::{check_project, no_project};
 use crate::{Control, Principal, RequestInfo, catalogue, kms};
 
 /// How long a provision waits for its commit.
@@ -55,6 +57,8 @@ pub struct ProvisionRequest {
     pub nonce: Option<i64>,
     pub user_config: Option<String>,
     pub gpus: bool,
+    /// UUID or name of the project that it is to go to.
+    pub project: Option<String>,
 }
 
 /// What provisioning came to.
@@ -79,6 +83,8 @@ pub struct CommitRequest {
     pub encrypted_env: Option<String>,
     pub env_keys: Option<Vec<String>>,
     pub kms_id: Option<String>,
+    /// UUID or name of the project that it is to go to; without one, the provision says it.
+    pub project: Option<String>,
 }
 
 /// What commit needs to know of the provision.
@@ -111,6 +117,7 @@ impl Control {
         }
         let content = compose::normalize(&request.compose_file, &request.name)?;
         let compose_hash = compose::sha256_hex(&content);
+        let named = self.project_named(who, request.project.as_deref()).await?;
         let now = self.now();
         let nodes = self.store.nodes().await?;
         let policy = self.policy();
@@ -147,9 +154,14 @@ impl Control {
             let why = "is not the address that the workspace's address and the nonce give";
             return Err(Error::field("body", "app_id", "value_error", why));
         }
+        let project_id = match app_in(&mut tx, &who.scope(), &app_id).await? {
+            Some(app) => check_project(named, app.project_id)?,
+            None => self.project_for(who, named).await?,
+        };
         let env_public_key = self.env_public_key(&app_id)?;
-        provisions::app_compose_insert(&mut tx, who.workspace_id, &compose_hash, &content, now).await?;
+        provisions::app_compose_insert(&mut tx, (who.workspace_id, project_id), &compose_hash, &content, now).await?;
         let provision = Provision {
+            project_id,
             app_id: app_id.clone(),
             nonce,
             compose_hash: compose_hash.clone(),
@@ -183,22 +195,28 @@ impl Control {
         check_kms(None, request.kms_id.as_deref())?;
         let app_id = strip_app_id(&request.app_id);
         let encrypted_env = request.encrypted_env.as_deref().filter(|t| !t.is_empty()).map(check_env).transpose()?;
+        let named = self.project_named(who, request.project.as_deref()).await?;
         let (now, began) = (self.now(), Instant::now());
-        let provision = self.store.provision(who.workspace_id, &app_id, &request.compose_hash, now).await?;
+        let provision = self.store.provision(&who.scope(), &app_id, &request.compose_hash, now).await?;
         let mut tx = self.store.begin().await?;
         let Some((provision, content)) = provision else {
             drop(tx);
-            return self.commit_without_provision(who, &app_id, &request.compose_hash).await;
+            return self.commit_without_provision(who, &app_id, &request.compose_hash, named).await;
         };
         if let Some(key) = &info.idempotency {
             // Commits repeat by themselves; the key is kept so that another request cannot use it.
             idempotency_take(&mut tx, who.workspace_id, key, now).await?;
         }
         let wanted: Wanted = serde_json::from_str(&provision.request).map_err(Error::internal)?;
-        let app =
-            provisions::app_ensure(&mut tx, who.workspace_id, &app_id, provision.nonce, &wanted.name, now).await?;
-        if app.workspace_id != who.workspace_id {
+        let place = (who.workspace_id, named.unwrap_or(provision.project_id));
+        let app = provisions::app_ensure(&mut tx, place, &app_id, provision.nonce, &wanted.name, now).await?;
+        if !who.scope().admits(app.workspace_id, app.project_id) {
             return Err(provision_missing());
+        }
+        check_project(named, app.project_id)?;
+        // It may have been deleted since somebody looked, or since the app's last CVM was.
+        if project_in(&mut tx, &who.scope(), By::Key(app.project_id)).await?.is_none() {
+            return Err(no_project());
         }
         if !app.made
             && let Some((vm_id, compose_hash)) = vms::vm_of_app(&mut tx, app.id).await?
@@ -227,10 +245,16 @@ impl Control {
     }
 
     /// A commit that is repeated long after its provision expired still finds its CVM.
-    async fn commit_without_provision(&self, who: &Principal, app_id: &str, compose_hash: &str) -> Result<Vm, Error> {
-        let living = self.store.vms_by(who.workspace_id, vms::By::AppId(app_id)).await?;
+    async fn commit_without_provision(
+        &self,
+        who: &Principal,
+        app_id: &str,
+        compose_hash: &str,
+        named: Option<i64>,
+    ) -> Result<Vm, Error> {
+        let living = self.store.vms_by(&who.scope(), vms::By::AppId(app_id)).await?;
         match living.into_iter().next() {
-            Some(vm) if vm.compose_hash == compose_hash => Ok(vm),
+            Some(vm) if vm.compose_hash == compose_hash => check_project(named, vm.project_id).map(|_| vm),
             Some(_) => Err(app_conflict()),
             None => Err(provision_missing()),
         }

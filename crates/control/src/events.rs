@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use crate::Control;
+use crate::{Control, Scope};
 
 /// Events that a slow watcher may be behind before it reads the table instead.
 const WINDOW: usize = 1024;
@@ -107,7 +107,7 @@ async fn follow(control: &Control, position: &mut Option<i64>) -> Result<(), Err
     }
 }
 
-/// One watcher's view of the feed: the events of a workspace, or of one operation.
+/// One watcher's view of the feed: the events of what they see, or of one operation.
 pub struct Watch {
     control: Control,
     live: broadcast::Receiver<Arc<Fed>>,
@@ -115,15 +115,15 @@ pub struct Watch {
     /// Everything up to here was handed out or is not for this watcher.
     position: i64,
     behind: bool,
-    workspace: i64,
+    scope: Scope,
     operation: Option<i64>,
     /// What this watcher asked for and has left the database.
     pub left: Option<Base>,
 }
 
 impl Control {
-    /// Watches from after `position`; `None` is from now on for a workspace, from its beginning for an operation.
-    pub async fn watch(&self, workspace: i64, operation: Option<i64>, position: Option<i64>) -> Result<Watch, Error> {
+    /// Watches from after `position`; `None` is from now on for a scope, from its beginning for an operation.
+    pub async fn watch(&self, scope: Scope, operation: Option<i64>, position: Option<i64>) -> Result<Watch, Error> {
         let live = self.feed.0.subscribe();
         // Of one operation either everything is here or nothing.
         let left = match (position, operation) {
@@ -141,7 +141,7 @@ impl Control {
             waiting: VecDeque::new(),
             position: start,
             behind: true,
-            workspace,
+            scope,
             operation,
             left,
         })
@@ -176,7 +176,8 @@ impl Watch {
     }
 
     fn wants(&self, event: &Positioned) -> bool {
-        event.workspace_id == self.workspace && self.operation.is_none_or(|id| id == event.operation_id)
+        self.scope.admits(event.workspace_id, event.project_id)
+            && self.operation.is_none_or(|id| id == event.operation_id)
     }
 
     /// Reads what is in the table already.

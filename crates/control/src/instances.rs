@@ -1,7 +1,7 @@
 //! Further instances of an app: CVMs made like its newest one, and replicas: made like a certain one.
 //!
 //! The one rule: a new instance is what the other CVM is now, its size, image, env and visibility included, unless the
-//! request says otherwise. Its disk is its own and empty: nothing of the other's data is copied.
+//! request says otherwise, and in the same project. Its disk is its own and empty: nothing of the other's data is copied.
 
 use holdfast_engine::{Plan, ops};
 use holdfast_model::error::{Code, Error};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::create::Blueprint;
 use crate::deploy::Wanted;
+use crate::projects::check_project;
 use crate::update::Update;
 use crate::vms::not_found;
 use crate::{Control, Principal, RequestInfo};
@@ -31,6 +32,8 @@ pub struct Instance {
     pub pre_launch_script: Option<String>,
     /// Hex of the ciphertext.
     pub encrypted_env: Option<String>,
+    /// The project that the request names, which can only be the app's.
+    pub project: Option<String>,
 }
 
 impl Control {
@@ -43,7 +46,7 @@ impl Control {
         instance: Instance,
     ) -> Result<Vm, Error> {
         let rows = [app.id];
-        let filter = Filter { workspace: Some(who.workspace_id), app_rows: Some(&rows), ..Filter::default() };
+        let filter = Filter { scope: Some(who.scope()), app_rows: Some(&rows), ..Filter::default() };
         let source = self.store.vms(&filter, 1, 0).await?.pop().ok_or_else(|| {
             Error::new(Code::CvmNotFound, "The app has no CVM that another could be made like; deploy it anew.")
         })?;
@@ -83,6 +86,7 @@ impl Control {
         source: i64,
         instance: Instance,
     ) -> Result<Vm, Error> {
+        let named = self.project_named(who, instance.project.as_deref()).await?;
         let (now, began) = (self.now(), Instant::now());
         let mut tx = self.store.begin().await?;
         if let Some(key) = &info.idempotency
@@ -94,6 +98,7 @@ impl Control {
             return self.vm_find_any(who, &first.resource_uuid).await;
         }
         let source = Store::vm_in(&mut tx, source).await?;
+        check_project(named, source.project_id)?;
         if source.deleted_at.is_some() || vm_is_leaving(&mut tx, source.id).await? {
             let why = format!("\"{}\" is being removed; nothing can be made like it.", source.name);
             return Err(Error::new(Code::WrongState, why));
@@ -112,7 +117,8 @@ impl Control {
             ..Update::default()
         };
         let next = self.revised(who, &current, update).await?;
-        app_compose_insert(&mut tx, who.workspace_id, &next.compose_hash, &next.compose, now).await?;
+        app_compose_insert(&mut tx, (who.workspace_id, source.project_id), &next.compose_hash, &next.compose, now)
+            .await?;
         let blueprint = Blueprint {
             app_row: source.app_row,
             app_id: source.app_id.clone(),

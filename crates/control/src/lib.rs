@@ -35,6 +35,7 @@ pub mod operations;
 pub mod passwords;
 pub mod people;
 pub mod placement;
+pub mod projects;
 pub mod quotas;
 pub mod rates;
 pub mod schedules;
@@ -61,6 +62,7 @@ use zeroize::Zeroizing;
 
 pub use clock::{Clock, SystemClock};
 pub use holdfast_store::audit::RequestInfo;
+pub use holdfast_store::scope::Scope;
 pub use holdfast_store::tenancy::Principal;
 
 /// What an operator sets.

@@ -10,7 +10,7 @@ use holdfast_store::history::Operation;
 use holdfast_store::idempotency::idempotency_take;
 use holdfast_store::interventions;
 
-use crate::{Control, Principal, RequestInfo};
+use crate::{Control, Principal, RequestInfo, Scope};
 
 enum Intervention {
     Cancel,
@@ -18,19 +18,19 @@ enum Intervention {
 }
 
 impl Control {
-    /// An operation of the caller's workspace.
+    /// An operation of what the caller sees.
     pub async fn operation_find(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
-        self.operation_of(Some(who.workspace_id), id).await
+        self.operation_of(Some(&who.scope()), id).await
     }
 
-    /// An operation that the caller may look at: one of their workspace, or any for whoever runs the installation.
+    /// An operation that the caller may look at: one that they see, or any for whoever runs the installation.
     pub async fn operation_see(&self, who: &Principal, id: &str) -> Result<Operation, Error> {
         let everywhere = who.may(Action::RunInstallation);
-        self.operation_of((!everywhere).then_some(who.workspace_id), id).await
+        self.operation_of((!everywhere).then_some(&who.scope()), id).await
     }
 
-    async fn operation_of(&self, workspace: Option<i64>, id: &str) -> Result<Operation, Error> {
-        let found = self.store.operation(workspace, &id.to_ascii_lowercase()).await?;
+    async fn operation_of(&self, scope: Option<&Scope>, id: &str) -> Result<Operation, Error> {
+        let found = self.store.operation(scope, &id.to_ascii_lowercase()).await?;
         found.ok_or_else(|| {
             let archive = match self.settings.retention {
                 Some(_) => " One that was over for longer than operations stay here is in the server's archive.",
@@ -93,7 +93,7 @@ impl Control {
         audit_insert(&mut tx, &there, info, entry, now).await?;
         holdfast_store::commit(tx).await?;
         self.ring_work();
-        self.operation_of(Some(workspace_id), id).await
+        self.operation_of(Some(&Scope::whole(workspace_id)), id).await
     }
 
     /// Does a failed operation again, as a new one that names the old one. A create cannot be repeated: its VM is gone

@@ -34,7 +34,7 @@ pub struct TokenRequest {
     pub name: String,
     pub expires_in_days: Option<u32>,
     pub scopes: Option<Vec<holdfast_model::access::Action>>,
-    /// Public ids.
+    /// Public ids, or names.
     pub project_ids: Option<Vec<String>>,
     pub source: Option<SourceRule>,
     pub default_version: Option<String>,
@@ -72,7 +72,7 @@ impl Control {
     pub async fn tokens(&self, who: &Principal, all_workspaces: bool) -> Result<Vec<Token>, Error> {
         let rows = self.store.api_keys(who.user_id, (!all_workspaces).then_some(who.workspace_id)).await?;
         let mut tokens = Vec::with_capacity(rows.len());
-        for row in rows {
+        for row in rows.into_iter().filter(|row| is_seen(who, row)) {
             tokens.push(self.token(row).await?);
         }
         Ok(tokens)
@@ -141,11 +141,16 @@ impl Control {
                 return Err(Error::field("body", "project_ids", "too_short", "must name a project"));
             }
             Some(ids) => {
-                let all = self.store.project_ids(who.workspace_id).await?;
-                let find = |uuid: &String| all.iter().find(|(_, known)| known.eq_ignore_ascii_case(uuid));
-                let unknown = || Error::field("body", "project_ids", "value_error", "names a project that is not here");
-                let found: Option<Vec<i64>> = ids.iter().map(|uuid| find(uuid).map(|(id, _)| *id)).collect();
-                Some(found.ok_or_else(unknown)?)
+                let mut found = Vec::with_capacity(ids.len());
+                for id in ids {
+                    found.push(self.project_usable(who, id).await.map_err(|error| match error.code {
+                        Code::ProjectNotFound => {
+                            Error::field("body", "project_ids", "value_error", "names a project that is not here")
+                        }
+                        _ => error,
+                    })?);
+                }
+                Some(found)
             }
         };
         if request.scopes.as_ref().is_some_and(Vec::is_empty) {
@@ -154,10 +159,8 @@ impl Control {
         let wanted =
             Limits { scopes: request.scopes.clone(), projects, sources: request.source.clone().into_iter().collect() };
         let given = who.limits.narrowed(&wanted);
-        let asked_more = |wanted: usize, given: Option<usize>| given.is_some_and(|given| given < wanted);
-        let lengths = |limits: &Limits| (limits.scopes.as_ref().map(Vec::len), limits.projects.as_ref().map(Vec::len));
-        let ((scopes, projects), (given_scopes, given_projects)) = (lengths(&wanted), lengths(&given));
-        if asked_more(scopes.unwrap_or(0), given_scopes) || asked_more(projects.unwrap_or(0), given_projects) {
+        let lengths = |limits: &Limits| limits.scopes.as_ref().map(Vec::len);
+        if wanted.scopes.is_some() && lengths(&given) < lengths(&wanted) {
             return Err(Error::new(Code::Forbidden, "A token gives no more than the key that makes it."));
         }
         Ok(given)
@@ -172,7 +175,8 @@ impl Control {
         {
             return Ok(());
         }
-        let row = api_key_get(&mut tx, id).await?.filter(|row| row.user_id == who.user_id).ok_or_else(unknown)?;
+        let own = |row: &ApiKey| row.user_id == who.user_id && is_seen(who, row);
+        let row = api_key_get(&mut tx, id).await?.filter(own).ok_or_else(unknown)?;
         if !api_key_revoke(&mut tx, row.id, now).await? {
             return Err(unknown());
         }
@@ -197,7 +201,8 @@ impl Control {
             idempotency_take(&mut tx, who.workspace_id, key, now).await?;
             idempotency_created(&mut tx, who.workspace_id, key, &format!("another secret of token {id}")).await?;
         }
-        let own = |row: &ApiKey| row.user_id == who.user_id && row.workspace_id == who.workspace_id;
+        let own =
+            |row: &ApiKey| row.user_id == who.user_id && row.workspace_id == who.workspace_id && is_seen(who, row);
         let row = api_key_get(&mut tx, id).await?.filter(own).ok_or_else(unknown)?;
         if !who.limits.cover(&row.limits) {
             return Err(Error::new(Code::Forbidden, "The token may do more than the key that asks for its secret."));
@@ -354,6 +359,14 @@ pub async fn revoke(store: &Store, id: i64, now: Timestamp) -> Result<bool, Erro
     }
     holdfast_store::commit(tx).await?;
     Ok(true)
+}
+
+/// Whether there is such a token for the caller. For a key that is limited to projects there are those that may do nothing
+/// anywhere else.
+fn is_seen(who: &Principal, token: &ApiKey) -> bool {
+    let Some(projects) = &who.limits.projects else { return true };
+    let within = |limited: &Vec<i64>| limited.iter().all(|project| projects.contains(project));
+    token.workspace_id == who.workspace_id && token.limits.projects.as_ref().is_some_and(within)
 }
 
 fn unknown() -> Error {

@@ -132,7 +132,7 @@ impl Control {
             // It promises nothing, and the same bytes are kept once: nothing is done twice.
             idempotency_take(&mut tx, who.workspace_id, key, now).await?;
         }
-        let hash = compose_keep(&mut tx, who.workspace_id, &content, now).await?;
+        let hash = compose_keep(&mut tx, &vm, &content, now).await?;
         holdfast_store::commit(tx).await?;
         Ok((vm, hash))
     }
@@ -177,7 +177,7 @@ impl Control {
             return Err(Error::new(Code::RestartNeeded, why));
         }
         if change.is_some() {
-            compose_keep(&mut tx, who.workspace_id, &next.compose, now).await?;
+            compose_keep(&mut tx, &vm, &next.compose, now).await?;
         }
         let operation = accept(&mut tx, who, info, &vm, &target, (&current, &next, change.as_ref()), now).await?;
         let allowed_envs_changed = change.as_ref().is_some_and(|change| change.diff.contains_key("allowed_envs"));
@@ -200,7 +200,7 @@ impl Control {
     /// The revision in force with the changes that are asked for, as far as they can be judged without a node.
     pub(crate) async fn revised(&self, who: &Principal, current: &Revision, update: Update) -> Result<Revision, Error> {
         let provisioned = match &update.compose_hash {
-            Some(hash) => Some(self.store.app_compose(who.workspace_id, hash).await?.ok_or_else(|| {
+            Some(hash) => Some(self.store.app_compose(&who.scope(), hash).await?.ok_or_else(|| {
                 Error::new(Code::ProvisionMissing, "Provision data not found: no app-compose.json has this hash.")
             })?),
             None => None,
@@ -307,9 +307,9 @@ async fn accept(
     Ok((operation, uuid))
 }
 
-async fn compose_keep(tx: &mut Tx, workspace: i64, content: &str, now: Timestamp) -> Result<String, Error> {
+async fn compose_keep(tx: &mut Tx, vm: &Vm, content: &str, now: Timestamp) -> Result<String, Error> {
     let hash = compose::sha256_hex(content);
-    provisions::app_compose_insert(tx, workspace, &hash, content, now).await?;
+    provisions::app_compose_insert(tx, (vm.workspace_id, vm.project_id), &hash, content, now).await?;
     Ok(hash)
 }
 

@@ -45,17 +45,18 @@ fn parse_id(text: &str) -> Vec<By<'_>> {
 }
 
 impl Control {
-    /// The CVM that `id` names in the caller's workspace, also one that was deleted (by its own id, not by name).
-    /// What belongs to another workspace is not found, as if it did not exist.
+    /// The CVM that `id` names in what the caller sees, also one that was deleted (by its own id, not by name).
+    /// What belongs to another workspace, or to a project that their key is not for, is not found, as if it did not exist.
     pub async fn vm_find_any(&self, who: &Principal, id: &str) -> Result<Vm, Error> {
         let uuid = Uuid::try_parse(id).ok().filter(|_| id.len() == 32 || id.len() == 36).map(|u| u.to_string());
         let forms = match &uuid {
             Some(uuid) => vec![By::Uuid(uuid)],
             None => parse_id(id),
         };
+        let scope = who.scope();
         for by in forms {
             let by_name = matches!(by, By::Name(_));
-            let mut found = self.store.vms_by(who.workspace_id, by).await?;
+            let mut found = self.store.vms_by(&scope, by).await?;
             match (found.pop(), found.is_empty()) {
                 (Some(vm), true) => return Ok(vm),
                 (Some(_), false) if by_name => {

@@ -113,6 +113,12 @@ const NEVER: [(&str, &str); 14] = [
                 AND v.name = n.name AND v.deleted_at IS NULL))",
     ),
     (
+        "apps, VMs and operations that are not where their app is",
+        "SELECT (SELECT count(*) FROM app WHERE project_id IS NULL)
+            + (SELECT count(*) FROM vm v JOIN app a ON a.id = v.app_row WHERE v.project_id <> a.project_id)
+            + (SELECT count(*) FROM operation o JOIN vm v ON v.id = o.resource_id WHERE v.project_id <> o.project_id)",
+    ),
+    (
         "living VMs without their name",
         "SELECT count(*) FROM vm v WHERE deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM vm_name n
             WHERE n.workspace_id = v.workspace_id AND n.name = v.name AND n.app_row = v.app_row)",

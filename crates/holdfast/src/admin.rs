@@ -4,6 +4,7 @@
 
 mod credentials;
 mod identities;
+mod projects;
 mod quotas;
 mod users;
 mod workspaces;
@@ -28,6 +29,9 @@ pub enum Command {
     /// Workspaces, and who belongs to them
     #[command(subcommand)]
     Workspaces(workspaces::Command),
+    /// Projects of a workspace
+    #[command(subcommand)]
+    Projects(projects::Command),
     /// Let in a device that shows a code, as `phala login` does
     Approve(credentials::Approve),
     /// API tokens of everybody
@@ -60,6 +64,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Quotas(command) => return quotas::run(command),
         Command::Users(command) => return users::run(command),
         Command::Workspaces(command) => return workspaces::run(command),
+        Command::Projects(command) => return projects::run(command),
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -79,7 +84,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let key = setup::new_admin_key(&store, &SystemClock, &data_dir.join("admin.key")).await?;
                 print(json, "key", &key);
             }
-            Command::Quotas(_) | Command::Users(_) | Command::Workspaces(_) => {}
+            Command::Quotas(_) | Command::Users(_) | Command::Workspaces(_) | Command::Projects(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -93,15 +98,16 @@ fn print(json: bool, name: &str, secret: &str) {
     }
 }
 
-/// Every row of a list of the server, however many pages that takes.
-fn every(output: &users::Output, list: &str) -> Result<Vec<Value>> {
+/// Every row of a list of the server, however many pages that takes. `filter`: parameters of the list.
+fn every(output: &users::Output, list: &str, filter: Option<&str>) -> Result<Vec<Value>> {
     let client = Client::new(&output.common)?;
-    let (mut rows, mut path) = (Vec::new(), format!("{list}?limit=500"));
+    let first = filter.map_or_else(|| format!("{list}?limit=500"), |filter| format!("{list}?limit=500&{filter}"));
+    let (mut rows, mut path) = (Vec::new(), first.clone());
     loop {
         let page = block_on(client.get(&path))?;
         rows.extend(page["items"].as_array().cloned().unwrap_or_default());
         match page["next_cursor"].as_str() {
-            Some(cursor) => path = format!("{list}?limit=500&cursor={cursor}"),
+            Some(cursor) => path = format!("{first}&cursor={cursor}"),
             None => return Ok(rows),
         }
     }

@@ -4,15 +4,20 @@
 //! table, and a test walks every route of every document through every role; so a permission is read here and nowhere else.
 //!
 //! ```text
-//!                 reader  member  admin  owner      installation's admin
-//!  read             x       x       x      x        x   in workspaces they belong to
-//!  own              x       x       x      x        x   (their own keys, sessions, tokens)
-//!  vms.write                x       x      x        .
-//!  audit.read                       x      x        x
-//!  webhooks.manage                  x      x        .
-//!  members.manage                   x      x        .
-//!  admin                                            x
+//!                 reader  member  admin  owner      installation's admin                     reach
+//!  read             x       x       x      x        x   in workspaces they belong to        projects
+//!  own              x       x       x      x        x   (their own keys, sessions, tokens)  projects
+//!  vms.write                x       x      x        .                                       projects
+//!  audit.read                       x      x        x                                       projects
+//!  projects.manage                  x      x        .                                       workspace
+//!  webhooks.manage                  x      x        .                                       workspace
+//!  members.manage                   x      x        .                                       workspace
+//!  admin                                            x                                       workspace
 //! ```
+//!
+//! What an action reaches says whether a credential that is limited to projects has it: what is about projects it has in
+//! its own, what is about the workspace as a whole it does not. A route whose action is about projects can itself be about
+//! the workspace, as one that adds an SSH key is; it says so with `Caller<Whole<Own>>`.
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +71,8 @@ pub enum Action {
     WriteVms,
     /// To read who asked for what in the workspace.
     ReadAudit,
+    /// To make, rename and delete the workspace's projects.
+    ManageProjects,
     /// To manage the workspace's webhooks and see their secrets.
     ManageWebhooks,
     /// To invite, to change roles, to remove members.
@@ -75,11 +82,12 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Read,
         Self::Own,
         Self::WriteVms,
         Self::ReadAudit,
+        Self::ManageProjects,
         Self::ManageWebhooks,
         Self::ManageMembers,
         Self::RunInstallation,
@@ -92,6 +100,7 @@ impl Action {
             Self::Own => "own",
             Self::WriteVms => "vms.write",
             Self::ReadAudit => "audit.read",
+            Self::ManageProjects => "projects.manage",
             Self::ManageWebhooks => "webhooks.manage",
             Self::ManageMembers => "members.manage",
             Self::RunInstallation => "admin",
@@ -102,17 +111,37 @@ impl Action {
         Self::ALL.into_iter().find(|action| action.word() == word)
     }
 
+    /// What it is about, unless its route says that it is about more.
+    pub const fn reach(self) -> Reach {
+        match self {
+            Self::Read | Self::Own | Self::WriteVms | Self::ReadAudit => Reach::Projects,
+            Self::ManageProjects | Self::ManageWebhooks | Self::ManageMembers | Self::RunInstallation => {
+                Reach::Workspace
+            }
+        }
+    }
+
     /// Why somebody without the permission is refused.
     pub const fn refusal(self) -> &'static str {
         match self {
             Self::Read | Self::Own => "Your role in this workspace does not allow this.",
             Self::WriteVms => "Your role in this workspace can only read.",
             Self::ReadAudit => "Your role in this workspace cannot read the audit log.",
+            Self::ManageProjects => "Your role in this workspace cannot manage its projects.",
             Self::ManageWebhooks => "Your role in this workspace cannot manage webhooks.",
             Self::ManageMembers => "Your role in this workspace cannot manage its members.",
             Self::RunInstallation => "This is for administrators of the installation.",
         }
     }
+}
+
+/// How far a request reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// What is in projects, or the same for everybody. Whoever is limited to some of them sees those and no others.
+    Projects,
+    /// The workspace as a whole, or its caller beyond it.
+    Workspace,
 }
 
 impl TryFrom<String> for Action {
@@ -135,7 +164,9 @@ pub const fn allows(role: Role, installation_admin: bool, action: Action) -> boo
         Action::Read | Action::Own => true,
         Action::WriteVms => matches!(role, Role::Member | Role::Admin | Role::Owner),
         Action::ReadAudit => installation_admin || matches!(role, Role::Admin | Role::Owner),
-        Action::ManageWebhooks | Action::ManageMembers => matches!(role, Role::Admin | Role::Owner),
+        Action::ManageProjects | Action::ManageWebhooks | Action::ManageMembers => {
+            matches!(role, Role::Admin | Role::Owner)
+        }
         Action::RunInstallation => installation_admin,
     }
 }

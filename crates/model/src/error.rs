@@ -98,6 +98,16 @@ codes! {
     InvitationOver    = "HF-0417", 409, None, "Ask for a new invitation.";
     LocksOut          = "HF-0418", 409, None, "Let another administrator do it, with a key of another workspace.";
 
+    // Projects
+    ProjectNotFound   = "HF-0430", 404, None, "See GET /holdfast/v1/projects for the projects there are.";
+    ProjectNameTaken  = "HF-0431", 409, None, "Choose another name; a project that was deleted has given its name back.";
+    ProjectIsDefault  = "HF-0432", 409, None, "Keep it: whatever is deployed without naming a project goes there. Its name can be changed.";
+    ProjectInUse      = "HF-0433", 409, None, "Delete the project's CVMs first; what became of them stays readable.";
+    ProjectForbidden  = "HF-0434", 403, None, "Name a project that the key is made for in X-Holdfast-Project, or use another key.";
+    ProjectLimited    = "HF-0435", 403, None, "Use a key that is not limited to projects.";
+    ProjectMismatch   = "HF-0436", 409, None, "An app stays in its project: leave X-Holdfast-Project out, or deploy another app.";
+    ProjectLimit      = "HF-0437", 409, None, "Delete a project that is not needed any more.";
+
     // Repeating and stopping
     NotCancellable    = "HF-0130", 409, None, "Wait for it to end; then make the change that you want.";
     NotRetryable      = "HF-0131", 409, None, "Ask for the change anew; the message says how.";

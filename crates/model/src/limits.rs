@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::access::Action;
+use crate::access::{Action, Reach};
 
 /// Limits of an API token or a session, as the database keeps them (JSON). Absent: not limited in this.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,17 @@ impl Limits {
     }
 
     pub fn allow(&self, action: Action) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.contains(&action))
+        self.scopes.as_ref().is_none_or(|scopes| scopes.contains(&action)) && self.reach(action.reach())
+    }
+
+    /// Whether it may be used for what reaches so far.
+    pub const fn reach(&self, reach: Reach) -> bool {
+        matches!(reach, Reach::Projects) || self.projects.is_none()
+    }
+
+    /// Whether it may be used in a project. What belongs to none is of the whole workspace.
+    pub fn admit_project(&self, project: Option<i64>) -> bool {
+        self.projects.as_ref().is_none_or(|projects| project.is_some_and(|project| projects.contains(&project)))
     }
 
     /// Whether it may be used from there. An address that is not known is nowhere.
@@ -126,6 +136,19 @@ mod tests {
         assert!(none.admit(None));
         assert_eq!(serde_json::to_string(&none).expect("JSON"), "{}");
         assert_eq!(Limits::try_from("{}".to_owned()).expect("limits"), none);
+    }
+
+    #[test]
+    fn whoever_is_limited_to_projects_does_nothing_to_the_workspace() {
+        let limits = Limits { projects: Some(vec![1, 2]), ..Limits::default() };
+        for action in Action::ALL {
+            assert_eq!(limits.allow(action), action.reach() == Reach::Projects, "{action:?}");
+        }
+        assert!(!limits.allow(Action::RunInstallation) && limits.allow(Action::WriteVms));
+        assert!(limits.admit_project(Some(2)) && !limits.admit_project(Some(3)) && !limits.admit_project(None));
+        assert!(Limits::default().admit_project(None));
+        let nowhere = Limits { projects: Some(Vec::new()), ..Limits::default() };
+        assert!(!nowhere.admit_project(Some(1)) && !nowhere.reach(Reach::Workspace));
     }
 
     #[test]

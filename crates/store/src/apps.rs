@@ -4,6 +4,7 @@
 
 use holdfast_model::error::Error;
 
+use crate::scope::Scope;
 use crate::sql::{self, Query, record};
 use crate::{Store, Tx, fault};
 
@@ -11,13 +12,17 @@ use crate::{Store, Tx, fault};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     pub id: i64,
+    /// The project that it belongs to for ever, and its CVMs with it.
+    pub project_id: i64,
     /// 40 hex digits.
     pub app_id: String,
     pub name: String,
     pub created_at: i64,
 }
 
-record!(App { id, app_id, name, created_at });
+record!(App { id, project_id, app_id, name, created_at });
+
+const APPS: &str = "SELECT a.id, a.project_id, a.app_id, a.name, a.created_at FROM app a";
 
 /// Which apps a list shows. Everything set must hold of one living CVM.
 #[derive(Debug, Clone, Default)]
@@ -46,8 +51,9 @@ pub struct FilterOption {
 record!(FilterOption { status, image, instance_type, node, region });
 
 impl Filter {
-    fn push(&self, query: &mut Query, workspace: i64) {
-        query.push(" FROM app a WHERE a.workspace_id = ").push_bind(workspace);
+    fn push(&self, query: &mut Query, scope: &Scope) {
+        query.push(" WHERE ");
+        scope.push(query, "a");
         query.push(" AND EXISTS (SELECT 1 FROM vm v JOIN node n ON n.id = v.node_id");
         query.push(" WHERE v.app_row = a.id AND v.deleted_at IS NULL");
         for (column, value) in [
@@ -94,56 +100,47 @@ fn prefix_pattern(text: &str) -> String {
 }
 
 impl Store {
-    /// Apps of a workspace that have a living CVM, newest first, and how many there are in all.
+    /// Apps that a scope has and that have a living CVM, newest first, and how many there are in all.
     pub async fn apps(
         &self,
-        workspace: i64,
+        scope: &Scope,
         filter: &Filter,
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<App>, i64), Error> {
-        let mut query = sql::query("SELECT a.id, a.app_id, a.name, a.created_at");
-        filter.push(&mut query, workspace);
+        let mut query = sql::query(APPS);
+        filter.push(&mut query, scope);
         query.push(" ORDER BY a.id DESC LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
         let apps = query.fetch_all(self.read()).await.map_err(fault)?;
-        let mut query = sql::query("SELECT COUNT(*)");
-        filter.push(&mut query, workspace);
+        let mut query = sql::query("SELECT COUNT(*) FROM app a");
+        filter.push(&mut query, scope);
         let total = query.fetch_one(self.read()).await.map_err(fault)?;
         Ok((apps, total))
     }
 
-    /// An app of a workspace by its app id, whether or not it has CVMs.
-    pub async fn app(&self, workspace: i64, app_id: &str) -> Result<Option<App>, Error> {
-        sql::query("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND app_id = $2")
-            .bind(workspace)
-            .bind(app_id)
-            .fetch_optional(self.read())
-            .await
-            .map_err(fault)
-    }
-}
-
-impl Store {
-    /// An app of a workspace by its internal key.
-    pub async fn app_by_row(&self, workspace: i64, id: i64) -> Result<Option<App>, Error> {
-        sql::query("SELECT id, app_id, name, created_at FROM app WHERE workspace_id = $1 AND id = $2")
-            .bind(workspace)
-            .bind(id)
-            .fetch_optional(self.read())
-            .await
-            .map_err(fault)
+    /// An app by its app id, whether or not it has CVMs.
+    pub async fn app(&self, scope: &Scope, app_id: &str) -> Result<Option<App>, Error> {
+        app_by(scope, app_id).fetch_optional(self.read()).await.map_err(fault)
     }
 
-    /// What the living CVMs of a workspace are, each combination once.
-    pub async fn app_filter_options(&self, workspace: i64) -> Result<Vec<FilterOption>, Error> {
-        sql::query(
+    /// An app by its internal key.
+    pub async fn app_by_row(&self, scope: &Scope, id: i64) -> Result<Option<App>, Error> {
+        let mut query = sql::query(APPS);
+        query.push(" WHERE ");
+        scope.push(&mut query, "a");
+        query.push(" AND a.id = ").push_bind(id);
+        query.fetch_optional(self.read()).await.map_err(fault)
+    }
+
+    /// What the living CVMs of a scope are, each combination once.
+    pub async fn app_filter_options(&self, scope: &Scope) -> Result<Vec<FilterOption>, Error> {
+        let mut query = sql::query(
             "SELECT DISTINCT v.status, v.image, v.instance_type, n.name AS node, n.region FROM vm v
-             JOIN node n ON n.id = v.node_id WHERE v.workspace_id = $1 AND v.deleted_at IS NULL",
-        )
-        .bind(workspace)
-        .fetch_all(self.read())
-        .await
-        .map_err(fault)
+             JOIN node n ON n.id = v.node_id WHERE ",
+        );
+        scope.push(&mut query, "v");
+        query.push(" AND v.deleted_at IS NULL");
+        query.fetch_all(self.read()).await.map_err(fault)
     }
 
     /// The nonce that the workspace's next app gets unless its id is taken.
@@ -159,6 +156,19 @@ impl Store {
     pub async fn app_ids_taken(&self, workspace: i64, app_ids: &[&str]) -> Result<Vec<String>, Error> {
         taken(workspace, app_ids).fetch_all(self.read()).await.map_err(fault)
     }
+}
+
+fn app_by(scope: &Scope, app_id: &str) -> Query {
+    let mut query = sql::query(APPS);
+    query.push(" WHERE ");
+    scope.push(&mut query, "a");
+    query.push(" AND a.app_id = ").push_bind(app_id);
+    query
+}
+
+/// [`Store::app`], as this transaction has it.
+pub async fn app_in(tx: &mut Tx, scope: &Scope, app_id: &str) -> Result<Option<App>, Error> {
+    app_by(scope, app_id).fetch_optional(&mut **tx).await.map_err(fault)
 }
 
 /// True when an app has this id, or a provision of the workspace waits with it.

@@ -38,6 +38,8 @@ pub struct Entry<'a> {
     pub status_code: u16,
 }
 
+/// Writes an entry. It belongs to the project of what it was about; what was about the workspace, and what was refused,
+/// belongs to none.
 pub async fn audit_insert(
     tx: &mut Tx,
     who: &Principal,
@@ -48,9 +50,12 @@ pub async fn audit_insert(
     sql::query(
         "INSERT INTO audit_log (uuid, workspace_id, actor_type, actor_id, actor_name, api_key_id, client_address,
             request_id, method, path, status_code, action, target_type, target_id, operation_id, at, user_agent,
-            operation_uuid)
+            operation_uuid, project_id)
          VALUES ($1, $2, 'user', (SELECT uuid FROM user_account WHERE id = $3), $4, $5, $6, $7, $8, $9, $10, $11, $12,
-            $13, $14, $15, $16, (SELECT uuid FROM operation WHERE id = $14))",
+            $13, $14, $15, $16, (SELECT uuid FROM operation WHERE id = $14),
+            COALESCE((SELECT project_id FROM operation WHERE id = $14), CASE $12
+                WHEN 'vm' THEN (SELECT project_id FROM vm WHERE uuid = $13)
+                WHEN 'project' THEN (SELECT id FROM project WHERE uuid = $13) END))",
     )
     .bind(Uuid::new_v4().to_string())
     .bind(who.workspace_id)

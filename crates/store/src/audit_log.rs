@@ -8,6 +8,7 @@ use holdfast_model::error::Error;
 
 use crate::Store;
 use crate::page::{COUNTED, From, Page, Place, Sort, Spelling, Total, number, text};
+use crate::scope::Scope;
 use crate::sql::{self, Query, Session, record};
 
 /// One request that changed something, or was refused.
@@ -66,10 +67,11 @@ impl Entry {
     }
 }
 
-/// Which entries of a workspace a list shows. Everything set must hold.
+/// Which entries of a scope a list shows. Everything set must hold. Whoever is limited to projects sees what is about
+/// something in them: what is about the workspace, and what was refused, is in none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
-    pub workspace: i64,
+    pub scope: Scope,
     pub action: Option<String>,
     pub actor_id: Option<String>,
     pub actor_type: Option<String>,
@@ -93,6 +95,7 @@ enum Lead {
     Operation,
     Request,
     Target,
+    Project,
     Status,
     Actor,
     Created,
@@ -114,6 +117,8 @@ impl Filter {
             Lead::Request
         } else if self.target_id.is_some() {
             Lead::Target
+        } else if self.scope.projects().is_some() {
+            Lead::Project
         } else if self.status_min.is_some() || self.status_max.is_some() {
             Lead::Status
         } else if self.actor_id.is_some() {
@@ -123,13 +128,19 @@ impl Filter {
         }
     }
 
-    /// The conditions of one range; `code` is its status code. With `bare` only those that the index itself answers.
-    fn push(&self, query: &mut Query, lead: Lead, code: i64, bare: bool) {
-        let of_workspace = !matches!(lead, Lead::Operation | Lead::Request);
+    /// The conditions of one range; `key` is its status code or project. With `bare` only those that the index itself
+    /// answers, and what the caller sees.
+    fn push(&self, query: &mut Query, lead: Lead, key: i64, bare: bool) {
+        let of_workspace = !matches!(lead, Lead::Operation | Lead::Request | Lead::Project);
         query.push(" WHERE TRUE").push(number("a.workspace_id", of_workspace));
-        query.push(" = ").push_bind(self.workspace);
+        query.push(" = ").push_bind(self.scope.workspace());
         if lead == Lead::Status {
-            query.push(number("a.status_code", true)).push(" = ").push_bind(code);
+            query.push(number("a.status_code", true)).push(" = ").push_bind(key);
+        }
+        if lead == Lead::Project {
+            query.push(number("a.project_id", true)).push(" = ").push_bind(key);
+        } else {
+            self.scope.push_projects(query, &number("a.project_id", false));
         }
         let in_order = lead != Lead::ByStatus;
         if let Some(min) = self.created_min {
@@ -175,46 +186,46 @@ impl Filter {
         before: &str,
         (order, place): (&Sort, Option<&Place>),
         (limit, few): (i64, bool),
-        codes: &[i64],
+        keys: &[i64],
     ) -> Query {
         let by_status = order.leads_with("status_code");
         let bounded = few || matches!(self.lead(), Lead::Operation | Lead::Request);
         let walk = by_status && (matches!(self.lead(), Lead::Created | Lead::Status) || !bounded);
-        let (lead, codes) = if walk { (Lead::ByStatus, &[0][..]) } else { (self.lead(), codes) };
+        let (lead, keys) = if walk { (Lead::ByStatus, &[0][..]) } else { (self.lead(), keys) };
         // An order that the leading index does not have must not tempt the database to another index.
         let sorted = by_status && !walk;
         let spell: Spelling =
             if sorted { |column| format!("(a.{column} + 0)") } else { |column| format!("a.{column}") };
         let mut query = sql::query(before.to_owned());
-        for (i, code) in codes.iter().enumerate() {
+        for (i, key) in keys.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " }).push(COLUMNS);
-            self.push(&mut query, lead, *code, false);
+            self.push(&mut query, lead, *key, false);
             if let Some(place) = place {
                 order.push_after(&mut query, spell, place);
             }
         }
-        let spell = if codes.len() > 1 { str::to_owned } else { spell };
+        let spell = if keys.len() > 1 { str::to_owned } else { spell };
         query.push(" ORDER BY ").push(order.order_by(spell)).push(" LIMIT ").push_bind(limit);
         query
     }
 
     /// The query that counts the newest that match, up to one more than [`COUNTED`]: (count, lowest key).
-    fn count(&self, before: &str, codes: &[i64]) -> Query {
+    fn count(&self, before: &str, keys: &[i64]) -> Query {
         let mut query = sql::query(before.to_owned());
         query.push("SELECT COUNT(*), COALESCE(MIN(id), 0) FROM (");
-        for (i, code) in codes.iter().enumerate() {
+        for (i, key) in keys.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " });
             query.push("SELECT a.id AS id, a.at AS at FROM audit_log a");
-            self.push(&mut query, self.lead(), *code, false);
+            self.push(&mut query, self.lead(), *key, false);
         }
         query.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(COUNTED + 1).push(") AS newest");
         query
     }
 
     /// The query of the key at one end of a range.
-    fn end(&self, code: i64, newest: bool) -> Query {
+    fn end(&self, key: i64, newest: bool) -> Query {
         let mut query = sql::query("SELECT a.id FROM audit_log a");
-        self.push(&mut query, self.lead(), code, true);
+        self.push(&mut query, self.lead(), key, true);
         query.push(if newest { " ORDER BY a.at DESC, a.id DESC" } else { " ORDER BY a.at, a.id" }).push(" LIMIT 1");
         query
     }
@@ -222,10 +233,10 @@ impl Filter {
     /// The query of the status codes that the workspace has within the bounds, each found by one step in the index.
     fn codes(&self) -> Query {
         let mut query = sql::query("WITH RECURSIVE code(value) AS (SELECT MIN(status_code) FROM audit_log");
-        query.push(" WHERE workspace_id = ").push_bind(self.workspace);
+        query.push(" WHERE workspace_id = ").push_bind(self.scope.workspace());
         query.push(" AND status_code >= ").push_bind(self.status_min.unwrap_or(0));
         query.push(" UNION ALL SELECT (SELECT MIN(status_code) FROM audit_log WHERE workspace_id = ");
-        query.push_bind(self.workspace).push(" AND status_code > code.value) FROM code WHERE code.value <= ");
+        query.push_bind(self.scope.workspace()).push(" AND status_code > code.value) FROM code WHERE code.value <= ");
         query.push_bind(self.status_max.unwrap_or(999)).push(") SELECT value FROM code WHERE value <= ");
         query.push_bind(self.status_max.unwrap_or(999));
         query
@@ -237,26 +248,28 @@ impl Store {
     pub async fn audit_log(&self, filter: &Filter, sort: &Sort, from: &From, limit: i64) -> Result<Page<Entry>, Error> {
         let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
         let reading = self.read().aside(move |db| {
-            let codes: Vec<i64> = match filter.lead() {
+            let keys: Vec<i64> = match filter.lead() {
                 Lead::Status => db.all(&filter.codes())?.into_iter().map(|(code,)| code).collect(),
+                Lead::Project => filter.scope.projects().unwrap_or_default().to_vec(),
                 _ => vec![0],
             };
-            if codes.is_empty() {
+            if keys.is_empty() {
                 return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
             }
-            let total = count(db, &filter, &codes)?;
+            let total = count(db, &filter, &keys)?;
             let (order, place) = from.read(&sort);
-            let rows = db.all(&filter.page("", (&order, place), (limit + 1, !total.is_estimate), &codes))?;
+            let rows = db.all(&filter.page("", (&order, place), (limit + 1, !total.is_estimate), &keys))?;
             Ok(Page::of(rows, &from, limit, total))
         });
         reading.await
     }
 
-    /// One entry of a workspace.
-    pub async fn audit_entry(&self, workspace: i64, uuid: &str) -> Result<Option<Entry>, Error> {
+    /// One entry that a scope has.
+    pub async fn audit_entry(&self, scope: &Scope, uuid: &str) -> Result<Option<Entry>, Error> {
         let mut query = sql::query(COLUMNS);
         query.push(" WHERE a.uuid = ").push_bind(uuid.to_owned());
-        query.push(" AND a.workspace_id = ").push_bind(workspace);
+        query.push(" AND ");
+        scope.push(&mut query, "a");
         self.read().here(|db| db.first(&query))
     }
 
@@ -268,15 +281,15 @@ impl Store {
     }
 }
 
-fn count(db: &Session, filter: &Filter, codes: &[i64]) -> Result<Total, Error> {
-    let (count, lowest): (i64, i64) = db.one(&filter.count("", codes))?;
+fn count(db: &Session, filter: &Filter, keys: &[i64]) -> Result<Total, Error> {
+    let (count, lowest): (i64, i64) = db.one(&filter.count("", keys))?;
     if count <= COUNTED {
         return Ok(Total::exact(count));
     }
     let (mut newest, mut oldest) = (lowest, lowest);
-    for code in codes {
+    for key in keys {
         for is_newest in [true, false] {
-            let id = db.first(&filter.end(*code, is_newest))?.map_or(lowest, |(id,)| id);
+            let id = db.first(&filter.end(*key, is_newest))?.map_or(lowest, |(id,)| id);
             newest = newest.max(id);
             oldest = oldest.min(id);
         }
@@ -301,7 +314,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path()).await.expect("a database");
         let word = || Some("w".to_owned());
-        let filter = || Filter { workspace: 1, ..Filter::default() };
+        let filter = || Filter { scope: Scope::whole(1), ..Filter::default() };
+        let limited = |projects: &[i64]| Filter { scope: Scope::of(1, Some(projects)), ..Filter::default() };
         let cases = [
             (filter(), "audit_log_by_workspace"),
             (Filter { action: word(), method: word(), path_part: word(), ..filter() }, "audit_log_by_workspace"),
@@ -314,6 +328,9 @@ mod tests {
             ),
             (Filter { operation_uuid: word(), ..filter() }, "audit_log_by_operation_uuid"),
             (Filter { request_id: word(), actor_id: word(), ..filter() }, "audit_log_by_request"),
+            (limited(&[1]), "audit_log_by_project"),
+            (Filter { status_min: Some(400), actor_id: word(), ..limited(&[1, 2]) }, "audit_log_by_project"),
+            (Filter { operation_uuid: word(), ..limited(&[1, 2]) }, "audit_log_by_operation_uuid"),
         ];
         for (filter, index) in cases {
             for (column, few) in [("at", false), ("status_code", false), ("status_code", true)] {

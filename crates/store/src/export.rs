@@ -19,9 +19,10 @@ use crate::{Store, fault};
 const PAGE: i64 = 200;
 
 /// Columns of `audit_log` that an archive keeps: all but its internal keys.
-pub const AUDIT: [&str; 17] = [
+pub const AUDIT: [&str; 18] = [
     "uuid",
     "workspace_id",
+    "project_id",
     "actor_type",
     "actor_id",
     "actor_name",

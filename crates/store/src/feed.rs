@@ -13,6 +13,7 @@ use crate::{Store, fault};
 pub struct Positioned {
     pub position: i64,
     pub workspace_id: i64,
+    pub project_id: i64,
     pub operation_id: i64,
     pub operation_uuid: String,
     pub operation_type: String,
@@ -30,6 +31,7 @@ pub struct Positioned {
 record!(Positioned {
     position,
     workspace_id,
+    project_id,
     operation_id,
     operation_uuid,
     operation_type,
@@ -47,7 +49,8 @@ record!(Positioned {
 pub(crate) const LAST_POSITION: &str = "SELECT COALESCE(MAX(position), 0) FROM (SELECT MAX(position) AS position
     FROM event_position UNION ALL SELECT MAX(last_position) FROM checkpoint) AS newest";
 
-const FEED: &str = "SELECT p.position, o.workspace_id, e.operation_id, o.uuid AS operation_uuid, o.operation_type,
+const FEED: &str =
+    "SELECT p.position, o.workspace_id, o.project_id, e.operation_id, o.uuid AS operation_uuid, o.operation_type,
         o.resource_uuid, o.resource_name, e.seq, e.event_type, e.step, e.state, e.at, o.status AS operation_status
      FROM event_position p JOIN operation_event e ON e.id = p.event_id JOIN operation o ON o.id = e.operation_id";
 

@@ -10,15 +10,16 @@
 //! that order when many match, and sorted when few ([`crate::page::COUNTED`]) do.
 
 use crate::page::{COUNTED, Place, Sort, Spelling, number, push_any, text};
+use crate::scope::Scope;
 use crate::sql::{self, Query};
 use holdfast_engine::ops;
 use holdfast_model::Timestamp;
 use holdfast_model::operation::{Kind, Status, Verb};
 
-/// Which operations of a workspace a list shows. Everything set must hold.
+/// Which operations of a scope a list shows. Everything set must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
-    pub workspace: i64,
+    pub scope: Scope,
     pub project_uuid: Option<String>,
     /// Public id, which is Phala's correlation id.
     pub uuid: Option<String>,
@@ -63,6 +64,27 @@ pub(crate) enum Lead {
     Updated,
 }
 
+/// What the leading column is in one range of its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word<'a> {
+    /// What the filter itself says of the column, if anything.
+    Any,
+    Text(&'a str),
+    Project(i64),
+}
+
+/// Each once and in order.
+fn words_of(mut texts: Vec<&str>) -> Vec<Word<'_>> {
+    texts.sort_unstable();
+    texts.dedup();
+    texts.into_iter().map(Word::Text).collect()
+}
+
+fn texts<'a>(words: &[Word<'a>]) -> Vec<&'a str> {
+    let text = |word: &Word<'a>| if let Word::Text(text) = word { Some(*text) } else { None };
+    words.iter().filter_map(text).collect()
+}
+
 const LIST: &str = "SELECT o.id AS id, o.uuid, w.uuid AS workspace_uuid, p.uuid AS project_uuid, o.kind, o.verb,
         o.operation_type, o.plan_version, o.target_state, o.resource_id, o.resource_uuid, o.resource_name,
         v.status AS resource_status, o.compose_hash, o.user_id, o.username, o.email, o.api_key_id, o.client_address,
@@ -89,7 +111,8 @@ fn end_of(prefix: &str) -> String {
 impl Filter {
     /// True when it cannot match anything, without looking.
     pub(crate) fn is_empty(&self) -> bool {
-        self.nothing || self.types().is_some_and(|types| types.is_empty())
+        let nowhere = self.scope.projects().is_some_and(<[i64]>::is_empty);
+        nowhere || self.nothing || self.types().is_some_and(|types| types.is_empty())
     }
 
     /// Kind, type and operation types as the operation types that the index knows; `None`: all of them. An operation
@@ -116,6 +139,9 @@ impl Filter {
             Lead::Resource
         } else if !open && !self.statuses.contains(&Status::Done) {
             Lead::Status
+        } else if self.scope.projects().is_some() {
+            // What is known of the others is known of the whole workspace; these hold what they let through and no more.
+            Lead::Project
         } else if self.name_prefix.is_some() {
             Lead::Name
         } else if self.actor.is_some() {
@@ -139,26 +165,34 @@ impl Filter {
         if walk { Lead::Updated } else { lead }
     }
 
-    /// The words of the leading column, each a range of its index; one that is empty where the column has no words.
-    fn words(&self, lead: Lead) -> Vec<&str> {
-        let mut words = match lead {
-            Lead::Status => self.statuses.iter().map(|s| s.as_str()).collect(),
-            Lead::Type => self.types().unwrap_or_default(),
-            _ => vec![""],
-        };
-        words.sort_unstable();
-        words.dedup();
-        words
+    /// What the leading column may be, each a range of its index.
+    fn words(&self, lead: Lead) -> Vec<Word<'_>> {
+        match (lead, self.scope.projects()) {
+            (Lead::Status, _) => words_of(self.statuses.iter().map(|s| s.as_str()).collect()),
+            (Lead::Type, _) => words_of(self.types().unwrap_or_default()),
+            (Lead::Project, Some(projects)) if self.project_uuid.is_none() => {
+                projects.iter().copied().map(Word::Project).collect()
+            }
+            _ => vec![Word::Any],
+        }
     }
 
-    /// The conditions of some words of the leading column. With `bare` only those that the index itself answers.
-    fn push(&self, query: &mut Query, lead: Lead, words: &[&str], bare: bool) {
+    /// The conditions of some words of the leading column. With `bare` only those that the index itself answers, and what
+    /// the caller sees.
+    fn push(&self, query: &mut Query, lead: Lead, words: &[Word<'_>], bare: bool) {
         let of_workspace = !matches!(lead, Lead::Uuid | Lead::Resource | Lead::Project);
         query.push(" WHERE TRUE").push(number("o.workspace_id", of_workspace));
-        query.push(" = ").push_bind(self.workspace);
-        if matches!(lead, Lead::Status | Lead::Type) {
-            let column = if lead == Lead::Status { "o.status" } else { "o.operation_type" };
-            push_any(query, &text(column, true), words);
+        query.push(" = ").push_bind(self.scope.workspace());
+        match words {
+            [Word::Text(_), ..] => {
+                let column = if lead == Lead::Status { "o.status" } else { "o.operation_type" };
+                push_any(query, &text(column, true), &texts(words));
+            }
+            [Word::Project(project)] => {
+                query.push(number("o.project_id", true)).push(" = ").push_bind(*project);
+            }
+            [Word::Project(_), ..] => self.scope.push_projects(query, &number("o.project_id", true)),
+            _ => self.scope.push_projects(query, &number("o.project_id", false)),
         }
         let in_order = !matches!(lead, Lead::Uuid | Lead::Updated);
         if let Some(min) = self.created_min {
@@ -201,7 +235,7 @@ impl Filter {
             query.push(text("o.resource_name", false)).push(" < ").push_bind(end_of(prefix));
         }
         if !self.statuses.is_empty() && lead != Lead::Status {
-            push_any(query, &text("o.status", false), &self.words(Lead::Status));
+            push_any(query, &text("o.status", false), &texts(&self.words(Lead::Status)));
         }
         if let Some(types) = self.types().filter(|_| lead != Lead::Type) {
             push_any(query, &text("o.operation_type", false), &types);
@@ -231,11 +265,14 @@ impl Filter {
         let prefix = self.name_prefix.clone().unwrap_or_default();
         let end = end_of(&prefix);
         query.push("WITH RECURSIVE name(number, value) AS (SELECT 1, MIN(resource_name) FROM operation");
-        query.push(" WHERE workspace_id = ").push_bind(self.workspace);
+        query.push(" WHERE workspace_id = ").push_bind(self.scope.workspace());
         query.push(" AND resource_name >= ").push_bind(prefix).push(" AND resource_name < ").push_bind(end.clone());
         query
             .push(" UNION ALL SELECT name.number + 1, (SELECT MIN(resource_name) FROM operation WHERE workspace_id = ");
-        query.push_bind(self.workspace).push(" AND resource_name > name.value AND resource_name < ").push_bind(end);
+        query
+            .push_bind(self.scope.workspace())
+            .push(" AND resource_name > name.value AND resource_name < ")
+            .push_bind(end);
         query.push(") FROM name WHERE name.value IS NOT NULL");
         if let Some(most) = most {
             query.push(" AND name.number < ").push_bind(most);
@@ -257,7 +294,7 @@ impl Filter {
             }
         };
         let words = self.words(lead);
-        let ranges: Vec<&[&str]> = if sorted { vec![&words] } else { words.chunks(1).collect() };
+        let ranges: Vec<&[Word<'_>]> = if sorted { vec![&words] } else { words.chunks(1).collect() };
         for (i, range) in ranges.iter().enumerate() {
             query.push(if i == 0 { "" } else { " UNION ALL " }).push(LIST);
             if lead == Lead::Name {
@@ -307,7 +344,7 @@ impl Filter {
     }
 
     /// The query of the key at one end of a word's range, as the index itself has it.
-    pub(crate) fn end(&self, before: &str, word: &str, newest: bool) -> Query {
+    pub(crate) fn end(&self, before: &str, word: Word<'_>, newest: bool) -> Query {
         let mut query = sql::query(before.to_owned());
         query.push(IDS);
         self.push(&mut query, self.lead(), &[word], true);
@@ -317,7 +354,7 @@ impl Filter {
     }
 
     /// The words whose ranges are counted.
-    pub(crate) fn counted_words(&self) -> Vec<&str> {
+    pub(crate) fn counted_words(&self) -> Vec<Word<'_>> {
         self.words(self.lead())
     }
 

@@ -14,7 +14,12 @@ fn plan(store: &Store, query: Query) -> Vec<String> {
 }
 
 fn filter() -> Filter {
-    Filter { workspace: 1, ..Filter::default() }
+    Filter { scope: Scope::whole(1), ..Filter::default() }
+}
+
+/// The same for somebody who sees some projects.
+fn limited(projects: &[i64]) -> Filter {
+    Filter { scope: Scope::of(1, Some(projects)), ..Filter::default() }
 }
 
 /// Every filter alone, and some together: (name, filter, index that it must lead with).
@@ -70,6 +75,35 @@ fn cases() -> Vec<(&'static str, Filter, &'static str)> {
             "kind, type, project",
             Filter { kind: Some(Kind::Vm), verb: Some(Verb::Update), project_uuid: Some("u".to_owned()), ..filter() },
             "operation_by_type",
+        ),
+        ("one's project", limited(&[1]), "operation_by_project"),
+        ("one's projects", limited(&[1, 2, 3]), "operation_by_project"),
+        ("one's projects, time", Filter { created_min: time, ..limited(&[1, 2]) }, "operation_by_project"),
+        ("one's project, kind", Filter { kind: Some(Kind::Vm), ..limited(&[1]) }, "operation_by_project"),
+        (
+            "one's projects, name",
+            Filter { name_prefix: Some("a".to_owned()), ..limited(&[1, 2]) },
+            "operation_by_project",
+        ),
+        (
+            "one of one's projects",
+            Filter { project_uuid: Some("u".to_owned()), ..limited(&[1, 2]) },
+            "operation_by_project",
+        ),
+        (
+            "one's projects, failed",
+            Filter { statuses: vec![Status::Failed], ..limited(&[1, 2]) },
+            "operation_by_status",
+        ),
+        (
+            "one's projects, id",
+            Filter { uuid: Some("u".to_owned()), ..limited(&[1, 2]) },
+            "sqlite_autoindex_operation_1",
+        ),
+        (
+            "one's projects, CVM",
+            Filter { kind: Some(Kind::Vm), resource_id: Some(1), ..limited(&[1, 2]) },
+            "operation_by_resource",
         ),
     ]
 }
@@ -185,4 +219,18 @@ fn words_that_no_operation_has_match_nothing() {
     let restarts = Filter { verb: Some(Verb::Restart), operation_types: vec!["create".to_owned()], ..filter() };
     assert!(restarts.is_empty(), "a create is no restart");
     assert!(!Filter { kind: Some(Kind::Vm), ..filter() }.is_empty());
+    assert!(limited(&[]).is_empty() && !limited(&[1]).is_empty());
+}
+
+/// Whoever sees all of a workspace asks the database what they asked before there were projects.
+#[test]
+fn a_whole_workspace_is_asked_for_without_its_projects() {
+    let sort = Sort::newest_first("created_at");
+    for (name, filter, _) in cases() {
+        if filter.scope == Scope::whole(1) && filter.project_uuid.is_none() {
+            let asked = filter.page("", (&sort, None), 51, false);
+            let asked = asked.text().replace(LIST, "");
+            assert!(!asked.contains("project_id"), "{name}: {asked}");
+        }
+    }
 }

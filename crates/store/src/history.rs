@@ -8,6 +8,7 @@ use holdfast_model::operation::{Diff, Kind, Status, Verb};
 pub use crate::filter::{Actor, Filter};
 use crate::filter::{Lead, select_operations};
 use crate::page::{COUNTED, From, Page, Place, Sort, Total};
+use crate::scope::Scope;
 use crate::sql::{self, Session, record};
 use crate::{Store, from_json, stored};
 
@@ -153,11 +154,13 @@ impl Store {
         reading.await
     }
 
-    pub async fn operation(&self, workspace: Option<i64>, uuid: &str) -> Result<Option<Operation>, Error> {
+    /// An operation that a scope has; with `None` that of any workspace, for administrators.
+    pub async fn operation(&self, scope: Option<&Scope>, uuid: &str) -> Result<Option<Operation>, Error> {
         let mut query = select_operations();
         query.push(" WHERE o.uuid = ").push_bind(uuid.to_owned());
-        if let Some(workspace) = workspace {
-            query.push(" AND o.workspace_id = ").push_bind(workspace);
+        if let Some(scope) = scope {
+            query.push(" AND ");
+            scope.push(&mut query, "o");
         }
         self.read().here(|db| db.first(&query))
     }

@@ -20,7 +20,7 @@ pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     pub key: String,
-    /// sha256 of method, path, query and body, 64 hex digits.
+    /// sha256 of method, path, query, body and the project that is named, 64 hex digits.
     pub request_hash: String,
 }
 
@@ -41,7 +41,9 @@ impl Known {
     /// Refuses a key that was used for something else, and a repetition of what showed a secret once.
     pub fn check(&self, key: &Key) -> Result<(), Error> {
         if self.request_hash != key.request_hash {
-            let message = format!("The idempotency key \"{}\" was used for another request.", key.key);
+            // What else it is told apart by is not the client's.
+            let sent = key.key.lines().next().unwrap_or_default();
+            let message = format!("The idempotency key \"{sent}\" was used for another request.");
             return Err(Error::new(Code::IdempotencyMismatch, message));
         }
         match &self.created_id {

@@ -1,11 +1,12 @@
 //! Who is asking, and the API keys that say so. People are in `users`, where they work in `workspaces` and `members`.
 
 use holdfast_model::Timestamp;
-use holdfast_model::access::{self, Action, Role};
+use holdfast_model::access::{self, Action, Reach, Role};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::limits::Limits;
 use uuid::Uuid;
 
+use crate::scope::Scope;
 use crate::sql::{self, record};
 use crate::users::user_create;
 use crate::workspaces::{NewWorkspace, workspace_insert};
@@ -45,6 +46,11 @@ record!(Principal {
 });
 
 impl Principal {
+    /// What they see: their workspace, or what their key is limited to in it.
+    pub fn scope(&self) -> Scope {
+        Scope::of(self.workspace_id, self.limits.projects.as_deref())
+    }
+
     /// An administrator of the installation, with a credential that was made for that too.
     pub fn is_admin(&self) -> bool {
         self.user_role == "admin" && self.limits.allow(Action::RunInstallation)
@@ -61,11 +67,21 @@ impl Principal {
         if self.may(action) {
             return Ok(());
         }
+        self.require_reach(action.reach())?;
         if self.limits.allow(action) {
             return Err(Error::new(Code::Forbidden, action.refusal()));
         }
         let message = format!("This API key was not made for this: it lacks the scope {}.", action.word());
         Err(Error::new(Code::Forbidden, message))
+    }
+
+    /// Refuses a key that is limited to projects what reaches beyond them.
+    pub fn require_reach(&self, reach: Reach) -> Result<(), Error> {
+        if self.limits.reach(reach) {
+            return Ok(());
+        }
+        let message = "This API key is limited to projects, and this is about more than those.";
+        Err(Error::new(Code::ProjectLimited, message))
     }
 }
 
@@ -137,15 +153,6 @@ impl Store {
         sql::query("SELECT id FROM workspace WHERE slug = $1")
             .bind(slug)
             .fetch_optional(self.read())
-            .await
-            .map_err(fault)
-    }
-
-    /// Internal and public ids of a workspace's projects.
-    pub async fn project_ids(&self, workspace: i64) -> Result<Vec<(i64, String)>, Error> {
-        sql::query("SELECT id, uuid FROM project WHERE workspace_id = $1 ORDER BY id")
-            .bind(workspace)
-            .fetch_all(self.read())
             .await
             .map_err(fault)
     }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::nodes::node_images;
 use crate::quotas::{Size, quota_check};
 use crate::reserved::{reservation_off, reservation_on};
+use crate::scope::Scope;
 use crate::sql::{self, Query, Session, record};
 use crate::tenancy::Principal;
 use crate::usage::usage_note;
@@ -26,6 +27,7 @@ pub struct Vm {
     pub workspace_uuid: String,
     pub workspace_slug: String,
     pub workspace_name: String,
+    pub project_id: i64,
     pub project_uuid: String,
     pub app_row: i64,
     /// 40 hex digits.
@@ -83,6 +85,7 @@ record!(Vm {
     workspace_uuid,
     workspace_slug,
     workspace_name,
+    project_id,
     project_uuid,
     app_row,
     app_id,
@@ -170,7 +173,7 @@ impl Vm {
 }
 
 const VMS: &str = "SELECT v.id, v.uuid, v.workspace_id, w.uuid AS workspace_uuid, w.slug AS workspace_slug,
-        w.name AS workspace_name, p.uuid AS project_uuid, v.app_row, a.app_id, a.name AS app_name, v.node_id,
+        w.name AS workspace_name, v.project_id, p.uuid AS project_uuid, v.app_row, a.app_id, a.name AS app_name, v.node_id,
         n.name AS node_name, n.region AS node_region, n.version AS node_version,
         n.publish_address AS node_publish_address, n.last_seen_at AS node_last_seen_at, v.created_by,
         u.username AS creator_name, v.name, v.instance_id, v.status, v.instance_type, v.vcpu, v.memory_mb, v.disk_gb,
@@ -211,7 +214,7 @@ pub enum By<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Filter<'a> {
     /// `None`: all workspaces, for administrators.
-    pub workspace: Option<i64>,
+    pub scope: Option<Scope>,
     pub app_rows: Option<&'a [i64]>,
     pub node_id: Option<i64>,
     pub user_id: Option<i64>,
@@ -221,11 +224,11 @@ pub struct Filter<'a> {
 impl Filter<'_> {
     fn push(&self, query: &mut Query) {
         query.push(" WHERE v.deleted_at IS NULL");
-        for (column, value) in [
-            (" AND v.workspace_id = ", self.workspace),
-            (" AND v.node_id = ", self.node_id),
-            (" AND v.created_by = ", self.user_id),
-        ] {
+        if let Some(scope) = &self.scope {
+            query.push(" AND ");
+            scope.push(query, "v");
+        }
+        for (column, value) in [(" AND v.node_id = ", self.node_id), (" AND v.created_by = ", self.user_id)] {
             if let Some(value) = value {
                 query.push(column).push_bind(value);
             }
@@ -248,11 +251,12 @@ impl Filter<'_> {
 }
 
 impl Store {
-    /// CVMs of a workspace that `by` names: ids resolve for ever, names and app ids only while the CVM lives. At most
+    /// CVMs of a scope that `by` names: ids resolve for ever, names and app ids only while the CVM lives. At most
     /// two, which is enough to know that a name is ambiguous.
-    pub async fn vms_by(&self, workspace: i64, by: By<'_>) -> Result<Vec<Vm>, Error> {
+    pub async fn vms_by(&self, scope: &Scope, by: By<'_>) -> Result<Vec<Vm>, Error> {
         let mut query = sql::query(VMS);
-        query.push("WHERE v.workspace_id = ").push_bind(workspace);
+        query.push("WHERE ");
+        scope.push(&mut query, "v");
         match by {
             By::Key(id) => query.push(" AND v.id = ").push_bind(id),
             By::Uuid(uuid) => query.push(" AND v.uuid = ").push_bind(uuid.to_owned()),
@@ -387,7 +391,7 @@ pub struct NewVm {
     pub ports: Vec<PortMapping>,
 }
 
-/// Inserts a CVM with its name and ports. Fails with `QuotaExceeded` when the workspace may not have it, and with
+/// Inserts a CVM with its name and ports, in the project of its app. Fails with `QuotaExceeded` when the workspace may not have it, and with
 /// `NameTaken` when another app has the name.
 pub async fn vm_insert(
     tx: &mut Tx,
@@ -403,13 +407,12 @@ pub async fn vm_insert(
             instance_type, vcpu, memory_mb, disk_gb, image, os_image_hash, compose_hash, encrypted_env, env_names,
             user_config, listed, restart_policy, created_at, updated_at, public_logs, public_sysinfo, public_tcbinfo,
             shutdown_timeout, allow_force_stop)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22,
-            $23, $24, $25, $26, $27)
+         VALUES ($1, $2, (SELECT project_id FROM app WHERE id = $3), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+            $15, $16, $17, $18, $19, $20, $21, $21, $22, $23, $24, $25, $26)
          RETURNING id",
     )
     .bind(&new.uuid)
     .bind(who.workspace_id)
-    .bind(who.project_id)
     .bind(new.app_row)
     .bind(new.node_id)
     .bind(who.user_id)

@@ -1,4 +1,4 @@
-//! Workspaces and their projects.
+//! Workspaces.
 //!
 //! The one rule: a slug names one workspace for ever. It is taken by the insert that makes the workspace, so of those who
 //! ask for it at once one gets it.
@@ -8,6 +8,7 @@ use holdfast_model::error::{Code, Error};
 use uuid::Uuid;
 
 use crate::page::{From, Page, Place, Total};
+use crate::projects::project_insert;
 use crate::sql::{self, Query, record};
 use crate::users::order;
 use crate::{Store, Tx, fault};
@@ -38,19 +39,6 @@ impl Workspace {
         Place { values: vec![self.created_at], id: self.id }
     }
 }
-
-/// A group of resources inside a workspace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Project {
-    pub id: i64,
-    pub uuid: String,
-    pub name: String,
-    /// The one that CVMs go to when nobody says.
-    pub is_default: bool,
-    pub created_at: i64,
-}
-
-record!(Project { id, uuid, name, is_default, created_at });
 
 /// How a workspace is named: by its key or by its slug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,15 +102,6 @@ impl Store {
         };
         self.read().here(|db| db.first(&query))
     }
-
-    /// The projects of a workspace, the oldest first.
-    pub async fn projects(&self, workspace: i64) -> Result<Vec<Project>, Error> {
-        sql::query("SELECT id, uuid, name, is_default, created_at FROM project WHERE workspace_id = $1 ORDER BY id")
-            .bind(workspace)
-            .fetch_all(self.read())
-            .await
-            .map_err(fault)
-    }
 }
 
 /// What a new workspace is to be.
@@ -154,7 +133,7 @@ pub async fn workspace_insert(tx: &mut Tx, new: NewWorkspace<'_>, now: Timestamp
     .map_err(fault)?;
     let id = made.ok_or_else(|| slug_taken(new.slug))?;
     crate::members::member_put(tx, id, new.owner, "owner", now).await?;
-    project_create(tx, id, "default", true, now).await?;
+    project_insert(tx, id, "default", true, now).await?;
     Ok(id)
 }
 
@@ -189,25 +168,4 @@ pub async fn workspace_set_disabled(tx: &mut Tx, workspace: i64, since: Option<T
         .await
         .map(drop)
         .map_err(fault)
-}
-
-/// Makes a project.
-pub async fn project_create(
-    tx: &mut Tx,
-    workspace: i64,
-    name: &str,
-    is_default: bool,
-    now: Timestamp,
-) -> Result<i64, Error> {
-    sql::query(
-        "INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ($1, $2, $3, $4, $5) RETURNING id",
-    )
-    .bind(Uuid::new_v4().to_string())
-    .bind(workspace)
-    .bind(name)
-    .bind(is_default)
-    .bind(now.micros())
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(fault)
 }

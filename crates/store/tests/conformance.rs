@@ -49,7 +49,7 @@ async fn say(world: &World, reports: &[holdfast_model::node::VmReport], now: Tim
 }
 
 fn all(world: &World) -> Filter {
-    Filter { workspace: world.who.workspace_id, ..Filter::default() }
+    Filter { scope: world.who.scope(), ..Filter::default() }
 }
 
 async fn newest(world: &World) -> Page<Operation> {
@@ -231,9 +231,9 @@ async fn nobody_sees_another_workspace() {
     let world = World::new().await;
     let (vm, operation) = world.create("one", 20_000).await.expect("a VM");
     let other = principal(&world.store, "mallory", "other").await;
-    let found = world.store.vms_by(other.workspace_id, By::Key(vm)).await.expect("a query");
+    let found = world.store.vms_by(&other.scope(), By::Key(vm)).await.expect("a query");
     assert!(found.is_empty());
-    let seen = world.store.operation(Some(other.workspace_id), &operation.to_string()).await.expect("a query");
+    let seen = world.store.operation(Some(&other.scope()), &operation.to_string()).await.expect("a query");
     assert!(seen.is_none());
 }
 

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, Own};
+use crate::extract::{Body, Caller, Info, Own, Whole};
 
 #[derive(Deserialize, ToSchema)]
 pub struct AcceptRequest {
@@ -44,7 +44,7 @@ pub struct Joined {
 ))]
 pub async fn accept(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
     Body(request): Body<AcceptRequest>,
 ) -> Result<Json<Joined>, Failure> {

@@ -9,6 +9,7 @@ mod logs;
 mod node_tokens;
 mod nodes;
 mod operations;
+mod projects;
 mod quotas;
 mod users;
 mod watching;
@@ -62,6 +63,8 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(workspaces::members))
         .routes(routes!(workspaces::member_put, workspaces::member_remove))
         .routes(routes!(invitations::accept))
+        .routes(routes!(projects::list, projects::create))
+        .routes(routes!(projects::get, projects::rename, projects::delete))
         .routes(routes!(quotas::get, quotas::set, quotas::clear))
         .routes(routes!(logs::serial))
         .routes(routes!(logs::container))

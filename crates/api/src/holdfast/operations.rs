@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use holdfast_control::Principal;
+use holdfast_control::{Principal, Scope};
 use holdfast_engine::{Direction, ops};
 use holdfast_model::Timestamp;
 use holdfast_model::access::Action;
@@ -154,6 +154,7 @@ pub struct OperationPage {
     ("cursor" = Option<String>, Query, description = "Cursor of a previous answer, for the same filters and order"),
     ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "Operations per page, 50 by default"),
     ("workspace" = Option<String>, Query, description = "Those of this workspace in place of the caller's: slug or `wks_` id, for administrators"),
+    ("project" = Option<String>, Query, description = "Only operations on what is in this project, by UUID"),
     ("kind" = Option<String>, Query, description = "Only this kind of resource"),
     ("type" = Option<String>, Query, description = "Only this type"),
     ("operation_type" = Option<Vec<String>>, Query, description = "Only these operation types"),
@@ -175,12 +176,13 @@ pub struct OperationPage {
 ))]
 pub async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Json<OperationPage>, Failure> {
     let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
-    let workspace = match params.text("workspace") {
-        Some(id) => app.control.workspace_any(&caller.who, id).await?.id,
-        None => caller.who.workspace_id,
+    let scope = match params.text("workspace") {
+        Some(id) => Scope::whole(app.control.workspace_any(&caller.who, id).await?.id),
+        None => caller.who.scope(),
     };
     let filter = Filter {
-        workspace,
+        scope,
+        project_uuid: params.uuid("project")?,
         kind: params.word("kind", Kind::parse)?,
         verb: params.word("type", Verb::parse)?,
         operation_types: params.words("operation_type", known_type)?,

@@ -81,7 +81,7 @@ pub async fn wait(
     let timeout = params.integer("timeout", 0, 300)?.unwrap_or(30);
     let after = params.integer("after", 0, i64::MAX)?;
     let operation = app.control.operation_find(&caller.who, &id).await?;
-    let mut watch = app.control.watch(caller.who.workspace_id, Some(operation.id), None).await?;
+    let mut watch = app.control.watch(caller.who.scope(), Some(operation.id), None).await?;
     let seen = app.control.store.events(&[operation.id]).await?.remove(&operation.id).unwrap_or_default();
     let after = after.unwrap_or_else(|| seen.last().map_or(0, |e| e.seq));
     if !operation.status()?.is_terminal() {
@@ -123,7 +123,7 @@ pub async fn events(
 ) -> Result<Response, Failure> {
     let operation = app.control.operation_find(&caller.who, &id).await?;
     let position = last_event_id(&headers)?;
-    let watch = app.control.watch(caller.who.workspace_id, Some(operation.id), position).await?;
+    let watch = app.control.watch(caller.who.scope(), Some(operation.id), position).await?;
     // An operation that was over before holds nothing back: its last event ends the stream.
     let ended = operation.status()?.is_terminal()
         && app.control.store.events_of_after(operation.id, position.unwrap_or(0)).await?.is_empty();
@@ -142,7 +142,7 @@ pub async fn events(
     (status = 422, description = "Last-Event-ID is not a number"),
 ))]
 pub async fn stream(State(app): State<App>, caller: Caller, headers: HeaderMap) -> Result<Response, Failure> {
-    let watch = app.control.watch(caller.who.workspace_id, None, last_event_id(&headers)?).await?;
+    let watch = app.control.watch(caller.who.scope(), None, last_event_id(&headers)?).await?;
     Ok(sse(watch, false, false))
 }
 

@@ -118,7 +118,7 @@ fn filter(caller: &Caller, params: &Params) -> Result<Filter, Error> {
         None => KINDS_WITHOUT_OPERATIONS.contains(&word).then_some(None),
     })?;
     Ok(Filter {
-        workspace: caller.who.workspace_id,
+        scope: caller.who.scope(),
         project_uuid: params.uuid("project_id")?,
         nothing: kind == Some(None),
         kind: kind.flatten(),
@@ -140,7 +140,7 @@ fn filter(caller: &Caller, params: &Params) -> Result<Filter, Error> {
     (status = 404, description = "There is no such operation in the workspace"),
 ))]
 pub async fn get(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Operation>, Failure> {
-    let found = app.control.store.operation(Some(caller.who.workspace_id), &id.to_ascii_lowercase()).await?;
+    let found = app.control.store.operation(Some(&caller.who.scope()), &id.to_ascii_lowercase()).await?;
     let operation = found.ok_or_else(|| Error::new(Code::OperationNotFound, "There is no such operation."))?;
     Ok(Json(view(&operation)?))
 }

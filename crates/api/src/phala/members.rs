@@ -15,7 +15,7 @@ use super::page::{Page, Wanted};
 use super::workspaces::role_word;
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, ManageMembers, Own, Params, Read};
+use crate::extract::{Body, Caller, Info, ManageMembers, Own, Params, Read, Whole};
 
 /// Somebody who belongs to a workspace.
 #[derive(Debug, Serialize, ToSchema)]
@@ -130,7 +130,7 @@ pub async fn remove(
         (status = 404, description = "Workspace not found")))]
 pub async fn leave(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
     Path(slug): Path<String>,
 ) -> Result<Json<Done>, Failure> {

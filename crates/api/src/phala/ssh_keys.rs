@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, Own};
+use crate::extract::{Body, Caller, Info, Own, Whole};
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct SshKeyCreateRequest {
@@ -96,7 +96,7 @@ pub async fn list(State(app): State<App>, caller: Caller<Own>) -> Result<Json<Ve
         (status = 422, description = "The name or the key is not valid")))]
 pub async fn create(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
     Body(request): Body<SshKeyCreateRequest>,
 ) -> Result<(StatusCode, Json<SshKeyResponse>), Failure> {
@@ -113,7 +113,7 @@ pub async fn create(
         (status = 404, description = "The caller has no such key")))]
 pub async fn delete(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Failure> {
@@ -131,7 +131,7 @@ pub async fn delete(
         (status = 401, description = "Authentication required"), (status = 422, description = "Validation error")))]
 pub async fn import(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
     Body(request): Body<GithubProfileImportRequest>,
 ) -> Result<Json<GithubProfileImportResponse>, Failure> {
@@ -153,7 +153,7 @@ pub async fn import(
         (status = 401, description = "Authentication required")))]
 pub async fn sync(
     State(app): State<App>,
-    caller: Caller<Own>,
+    caller: Caller<Whole<Own>>,
     Info(info): Info,
 ) -> Result<Json<GithubSyncResponse>, Failure> {
     let synced = app.control.ssh_keys_sync(&caller.who, &info).await?;

@@ -87,7 +87,7 @@ pub async fn batch(
         return Ok(Json(BTreeMap::new()));
     }
     let uuids: Vec<String> = wanted.iter().map(|(_, uuid)| uuid.clone()).collect();
-    let filter = Filter { workspace: Some(caller.who.workspace_id), uuids: Some(&uuids), ..Filter::default() };
+    let filter = Filter { scope: Some(caller.who.scope()), uuids: Some(&uuids), ..Filter::default() };
     let vms = app.control.store.vms(&filter, MOST as i64, 0).await?;
     let nested = asked.of(&caller.who) >= Version::V20260522;
     let cvms = view::load(&app.control, vms).await?;

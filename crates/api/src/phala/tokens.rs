@@ -70,10 +70,10 @@ pub struct ApiTokenCreate {
     /// 1 to 365; null: it does not expire.
     #[schema(minimum = 1, maximum = 365)]
     expires_in_days: Option<u32>,
-    /// `read`, `own`, `vms.write`, `audit.read`, `webhooks.manage`, `members.manage`, `admin`; null: whatever its holder
-    /// may do.
+    /// `read`, `own`, `vms.write`, `audit.read`, `projects.manage`, `webhooks.manage`, `members.manage`, `admin`; null:
+    /// whatever its holder may do.
     scopes: Option<Vec<String>>,
-    /// UUIDs of projects of the workspace; null: all.
+    /// UUIDs or names of projects of the workspace; null: all that the key that asks is for.
     project_ids: Option<Vec<String>>,
     /// Addresses that it may be used from.
     source_ip_rule: Option<SourceIpRule>,

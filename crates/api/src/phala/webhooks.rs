@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, ManageWebhooks, Params, Read};
+use crate::extract::{Body, Caller, Info, ManageWebhooks, Params, Read, Whole};
 use crate::phala::lenient::MaybeBody;
 
 /// Deliveries of one answer at the most.
@@ -155,7 +155,7 @@ pub struct WebhookStatsResponse {
 /// Secrets are masked.
 #[utoipa::path(get, path = "/api/v1/workspace/webhooks", tag = "Webhooks", operation_id = "webhooks_list",
     responses((status = 200, body = Vec<WebhookResponse>)))]
-async fn list(State(app): State<App>, caller: Caller<Read>) -> Result<Json<Vec<WebhookResponse>>, Failure> {
+async fn list(State(app): State<App>, caller: Caller<Whole<Read>>) -> Result<Json<Vec<WebhookResponse>>, Failure> {
     let all = app.control.webhooks(&caller.who).await?.into_iter();
     Ok(Json(all.map(|webhook| WebhookResponse::of(webhook, MASKED_SECRET)).collect::<Result<_, _>>()?))
 }
@@ -184,7 +184,7 @@ async fn create(
     responses((status = 200, body = WebhookResponse), (status = 404, description = "Webhook not found")))]
 async fn get(
     State(app): State<App>,
-    caller: Caller<Read>,
+    caller: Caller<Whole<Read>>,
     Path(id): Path<String>,
 ) -> Result<Json<WebhookResponse>, Failure> {
     let webhook = app.control.webhook(&caller.who, &id).await?;
@@ -285,7 +285,7 @@ async fn rotate_secret(
     responses((status = 200, body = Vec<WebhookDeliveryResponse>), (status = 404, description = "Webhook not found")))]
 async fn deliveries(
     State(app): State<App>,
-    caller: Caller<Read>,
+    caller: Caller<Whole<Read>>,
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Vec<WebhookDeliveryResponse>>, Failure> {
@@ -320,7 +320,7 @@ async fn resend(
     responses((status = 200, body = WebhookStatsResponse), (status = 404, description = "Webhook not found")))]
 async fn stats(
     State(app): State<App>,
-    caller: Caller<Read>,
+    caller: Caller<Whole<Read>>,
     Path(id): Path<String>,
 ) -> Result<Json<WebhookStatsResponse>, Failure> {
     let stats = app.control.webhook_stats(&caller.who, &id).await?;

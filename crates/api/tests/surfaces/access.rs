@@ -1,6 +1,7 @@
 //! Who sees what: every route as every role (`walk`), and what only a look at single answers shows.
 
 pub mod guard;
+mod projects;
 mod table;
 mod walk;
 

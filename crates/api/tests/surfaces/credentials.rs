@@ -211,20 +211,18 @@ async fn a_token_works_from_where_it_is_for() {
 }
 
 #[tokio::test]
-async fn a_token_for_projects_sees_nothing_where_others_are() {
+async fn a_token_for_projects_goes_on_when_there_are_others() {
     let server = Server::start().await;
-    let project = "SELECT uuid FROM project WHERE workspace_id = 1";
-    let project: String = server.text(project).await;
-    let made = make(&server, json!({ "name": "one", "project_ids": [project] })).await;
+    let project = server.text("SELECT uuid FROM project WHERE workspace_id = 1").await;
+    let made = make(&server, json!({ "name": "one", "project_ids": ["default"] })).await;
     assert_eq!(made["project_ids"], json!([project]));
     let key = secret(&made);
-    assert_eq!(server.with_key(&key).get("/cvms").await.status, 200);
     let foreign = json!({ "name": "two", "project_ids": ["0b6f3c7e-8a53-4d6c-9a3e-5f1f0b6f3c7e"] });
     assert_eq!(server.at(V2026).post("/tokens", &foreign).await.status, 422);
-    server
-        .sql("INSERT INTO project (uuid, workspace_id, name, is_default, created_at) VALUES ('other', 1, 'other', FALSE, 0)")
-        .await;
-    assert_eq!(server.with_key(&key).get("/auth/me").await.status, 403);
+    server.holdfast("POST", "/projects", &json!({ "name": "other" })).await.expect(201);
+    assert_eq!(server.with_key(&key).get("/cvms").await.status, 200);
+    // There was a time when a project could be all that a workspace has; it was never the workspace.
+    assert_eq!(server.with_key(&key).get("/workspace/webhooks").await.expect(403)["error_code"], "HF-0435");
 }
 
 #[tokio::test]

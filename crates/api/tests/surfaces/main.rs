@@ -22,6 +22,7 @@ mod oidc;
 mod oidc_tls;
 mod operations;
 mod people;
+mod projects;
 mod queue;
 mod quotas;
 mod rate_limits;

@@ -45,6 +45,17 @@ pub(crate) fn email(field: &str, text: &str) -> Result<String, Error> {
     Err(Error::field("body", field, "value_error", "must be an e-mail address"))
 }
 
+/// A name of a project. It travels in headers, and a UUID names a project already.
+pub(crate) fn project(field: &str, name: &str) -> Result<(), Error> {
+    let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let fits = (1..=63).contains(&name.len()) && name.bytes().all(of_name) && uuid::Uuid::try_parse(name).is_err();
+    if fits {
+        return Ok(());
+    }
+    let why = "must be 1 to 63 letters, digits, dots, dashes and underscores, and no UUID";
+    Err(Error::field("body", field, "string_pattern_mismatch", why))
+}
+
 /// A name for people to read.
 pub(super) fn title(field: &str, text: &str) -> Result<(), Error> {
     let fits = (1..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
@@ -63,6 +74,15 @@ mod tests {
         for bad in ["", "A", "a_b", "-a", "a-", "a--b", "wks_abc", "é", "check-slug", &"x".repeat(51)] {
             assert!(slug_fault(bad).is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn projects() {
+        assert!(project("name", "Team-A_1.0").is_ok());
+        for bad in ["", "a b", "a/b", "é", &"x".repeat(64), "0b6f3c7e-8a53-4d6c-9a3e-5f1f0b6f3c7e"] {
+            assert!(project("name", bad).is_err(), "{bad}");
+        }
+        assert!(project("name", &"ab".repeat(16)).is_err(), "a UUID without its dashes");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use holdfast_control::{Clock, SystemClock, devices, passwords, tokens};
+use holdfast_control::{Clock, SystemClock, devices, passwords, projects, tokens};
 use holdfast_model::Timestamp;
 use holdfast_model::access::Action;
 use holdfast_model::limits::Limits;
@@ -69,6 +69,9 @@ pub enum Tokens {
         /// What it may be used for, several times; without it whatever its holder may do
         #[arg(long = "scope", value_name = "SCOPE", value_parser = scope)]
         scopes: Vec<Action>,
+        /// Project that it is limited to, by UUID or name, several times; without it all of the workspace
+        #[arg(long = "project", value_name = "PROJECT")]
+        projects: Vec<String>,
         #[arg(long)]
         json: bool,
     },
@@ -116,11 +119,15 @@ pub async fn approve(options: Approve) -> Result<()> {
 pub async fn tokens(command: Tokens) -> Result<()> {
     match command {
         Tokens::List { common, json } => list(&store(&common).await?, json).await,
-        Tokens::Create { common, whose, name, days, scopes, json } => {
+        Tokens::Create { common, whose, name, days, scopes, projects, json } => {
             let store = store(&common).await?;
             let who = tokens::named(&store, whose.user.as_deref(), whose.workspace.as_deref()).await;
             let who = who.map_err(|e| refused(e.message))?;
-            let limits = if scopes.is_empty() { Limits::default() } else { Limits::to(scopes) };
+            let mut limits = if scopes.is_empty() { Limits::default() } else { Limits::to(scopes) };
+            if !projects.is_empty() {
+                let found = projects::named(&store, &who, &projects).await;
+                limits.projects = Some(found.map_err(|e| refused(e.message))?);
+            }
             let lifetime = days.map(|days| Duration::from_secs(86_400) * days);
             let token = tokens::make(&store, &who, &name, &limits, lifetime, SystemClock.now()).await?;
             super::print(json, "token", &token);

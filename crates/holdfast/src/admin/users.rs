@@ -103,7 +103,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
     };
     let (output, method, path, body) = match command {
         Command::List { output } => {
-            let rows = every(&output, "/users")?;
+            let rows = every(&output, "/users", None)?;
             return shown(&output, &rows, |rows| table(&HEAD, &rows.iter().map(row).collect::<Vec<_>>()));
         }
         Command::Create { username, email, role, workspace, workspace_role, output } => {

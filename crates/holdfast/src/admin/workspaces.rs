@@ -91,7 +91,7 @@ pub enum Command {
 pub fn run(command: Command) -> Result<ExitCode> {
     let (output, method, path, body) = match command {
         Command::List { output } => {
-            let rows = every(&output, "/workspaces")?;
+            let rows = every(&output, "/workspaces", None)?;
             return shown(&output, &rows, |rows| table(&HEAD, &rows.iter().map(row).collect::<Vec<_>>()));
         }
         Command::Members { workspace, output } => {

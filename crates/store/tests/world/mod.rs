@@ -22,6 +22,8 @@ pub struct World {
     pub who: Principal,
     pub node: i64,
     pub folder: TempDir,
+    /// Where new apps go; `None`: into the default project.
+    pub project: Option<i64>,
 }
 
 impl World {
@@ -33,7 +35,7 @@ impl World {
         let token = nodes::node_token_create(&mut tx, "test", "hash", NOW).await.expect("a token");
         let (node, _) = nodes::node_register(&mut tx, token, &register(), NOW).await.expect("a node");
         commit(tx).await.expect("a commit");
-        Self { store, who, node, folder }
+        Self { store, who, node, folder, project: None }
     }
 
     /// Inserts a VM and accepts its create operation: (VM, operation).
@@ -46,9 +48,9 @@ impl World {
 
     pub async fn create_in(&self, tx: &mut Tx, name: &str, port: u16) -> Result<(i64, Uuid), Error> {
         let app_id = format!("{:040x}", Uuid::new_v4().as_u128());
-        let workspace = self.who.workspace_id;
-        provisions::app_compose_insert(tx, workspace, "c0ffee", "{}", NOW).await?;
-        let app_row = provisions::app_ensure(tx, workspace, &app_id, 1, name, NOW).await?.id;
+        let place = (self.who.workspace_id, self.project.unwrap_or(self.who.project_id));
+        provisions::app_compose_insert(tx, place, "c0ffee", "{}", NOW).await?;
+        let app_row = provisions::app_ensure(tx, place, &app_id, 1, name, NOW).await?.id;
         let new = NewVm {
             uuid: Uuid::new_v4().to_string(),
             app_row,

@@ -124,9 +124,10 @@ fn template(bench: &Bench) -> Result<PathBuf> {
 /// Tables whose rows are a workspace, in the order in which they refer to each other.
 const OF_WORKSPACE: [&str; 5] = ["user_account", "workspace", "workspace_member", "project", "api_key"];
 const OF_NODE: [&str; 2] = ["node_token", "node"];
-const OF_VM: [&str; 11] = [
+const OF_VM: [&str; 12] = [
     "app",
     "app_compose",
+    "app_compose_project",
     "vm",
     "vm_name",
     "vm_port",

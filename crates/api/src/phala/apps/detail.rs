@@ -40,8 +40,7 @@ pub async fn cvms(
     Path(app_id): Path<String>,
 ) -> Result<Json<Cvms>, Failure> {
     let rows = [app.control.app_find(&caller.who, &app_id).await?.id];
-    let filter =
-        vms::Filter { workspace: Some(caller.who.workspace_id), app_rows: Some(&rows), ..vms::Filter::default() };
+    let filter = vms::Filter { scope: Some(caller.who.scope()), app_rows: Some(&rows), ..vms::Filter::default() };
     let vms = app.control.store.vms(&filter, CVMS_OF_APP, 0).await?;
     Ok(Json(list::render(&app, asked.of(&caller.who), vms).await?))
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Caller, Info, WriteVms};
+use crate::extract::{Caller, InProject, Info, WriteVms};
 use crate::phala::cvms::update::refuse_chain;
 use crate::phala::lenient::{Integer, MaybeBody};
 use crate::phala::version::{Asked, Version};
@@ -66,12 +66,13 @@ impl AppInstance {
 ///
 /// The new CVM is made like the app's newest one and has an empty disk of its own.
 #[utoipa::path(post, path = "/api/v1/apps/{app_id}/instances", tag = "Apps", operation_id = "apps_instance_create",
-    params(("app_id" = String, Path, description = "40 hex digits, also with `app_` or `0x` before them, or `prj_` id")),
+    params(("app_id" = String, Path, description = "40 hex digits, also with `app_` or `0x` before them, or `prj_` id"),
+        ("X-Holdfast-Project" = Option<String>, Header, description = "UUID or name of the app's project; refused when it is another one")),
     request_body = Option<CreateAppInstanceRequest>,
     responses((status = 200, body = AppInstance), (status = 400, description = "It cannot be had"),
         (status = 401, description = "Authentication required"),
         (status = 404, description = "App not found, or it has no CVM"),
-        (status = 409, description = "The newest CVM is being updated or removed"),
+        (status = 409, description = "The newest CVM is being updated or removed, or the app is in another project"),
         (status = 422, description = "Validation error, or nothing was provisioned under the hash")))]
 pub async fn create(
     State(app): State<App>,
@@ -83,6 +84,7 @@ pub async fn create(
     MaybeBody(request): MaybeBody<CreateAppInstanceRequest>,
 ) -> Result<Json<AppInstance>, Failure> {
     refuse_chain(&headers)?;
+    let InProject(project) = InProject::of(&headers)?;
     let request = request.unwrap_or_default();
     if [&request.token, &request.transaction_hash].into_iter().flatten().any(|text| !text.is_empty()) {
         let why = "token, transaction_hash: this server's KMS is off any chain; leave them out.";
@@ -95,6 +97,7 @@ pub async fn create(
         docker_compose_file: request.docker_compose_file,
         pre_launch_script: request.pre_launch_script,
         encrypted_env: request.encrypted_env,
+        project,
     };
     let vm = app.control.app_instance_create(&caller.who, &info, &row, instance).await?;
     let cvm = view::load_one(&app.control, vm).await?;

@@ -73,7 +73,7 @@ pub async fn list(
     let (rows, total) = if other_kms {
         (Vec::new(), 0)
     } else {
-        app.control.store.apps(caller.who.workspace_id, &filter, page.size, page.offset()).await?
+        app.control.store.apps(&caller.who.scope(), &filter, page.size, page.offset()).await?
     };
     Ok(Json(DstackAppList {
         dstack_apps: with_cvms(&app, &caller.who, asked.of(&caller.who), rows).await?,
@@ -111,7 +111,7 @@ pub async fn filter_options(
     caller: Caller<Read>,
 ) -> Result<Json<FilterOptionsResponse>, Failure> {
     let mut options = FilterOptionsResponse::default();
-    for option in app.control.store.app_filter_options(caller.who.workspace_id).await? {
+    for option in app.control.store.app_filter_options(&caller.who.scope()).await? {
         options.statuses.insert(option.status);
         options.image_versions.insert(option.image);
         options.instance_types.extend(option.instance_type);

@@ -98,7 +98,7 @@ async fn with_cvms(
         return Ok(Vec::new());
     }
     let keys: Vec<i64> = rows.iter().map(|row| row.id).collect();
-    let filter = vms::Filter { workspace: Some(who.workspace_id), app_rows: Some(&keys), ..vms::Filter::default() };
+    let filter = vms::Filter { scope: Some(who.scope()), app_rows: Some(&keys), ..vms::Filter::default() };
     let cvms = view::load(&app.control, app.control.store.vms(&filter, CVMS_OF_APP, 0).await?).await?;
     let is_flat = version == Version::V20251028;
     let shape = |cvm: &view::Cvm| match is_flat {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, WriteVms};
+use crate::extract::{Body, Caller, InProject, Info, WriteVms};
 use crate::phala::lenient::{Flag, Integer};
 use crate::phala::version::Asked;
 use crate::phala::view::machine::Machine;
@@ -141,14 +141,19 @@ pub struct CreatedCvm {
 /// Provision an app
 #[utoipa::path(post, path = "/api/v1/cvms/provision", tag = "CVMs", operation_id = "cvms_provision",
     request_body = ProvisionDstackAppRequest,
+    params(("X-Holdfast-Project" = Option<String>, Header, description = "UUID or name of the project that the app is to go to; the one that the key is limited to, or the default one, unless told")),
     responses((status = 200, body = ProvisionDstackAppResponse),
         (status = 400, description = "The compose file or the wanted size cannot be had"),
-        (status = 401, description = "Authentication required"), (status = 409, description = "The name is taken"),
+        (status = 401, description = "Authentication required"),
+        (status = 403, description = "The key is not made for the project"),
+        (status = 404, description = "There is no such project"),
+        (status = 409, description = "The name is taken, or the app is in another project"),
         (status = 422, description = "Validation error")))]
 pub async fn provision(
     State(app): State<App>,
     caller: Caller<WriteVms>,
     Info(info): Info,
+    InProject(project): InProject,
     Body(request): Body<ProvisionDstackAppRequest>,
 ) -> Result<Json<ProvisionDstackAppResponse>, Failure> {
     request.check()?;
@@ -171,6 +176,7 @@ pub async fn provision(
         app_id: request.app_id,
         nonce: number(request.nonce),
         user_config: request.user_config,
+        project,
     };
     let done = app.control.provision(&caller.who, &info, wanted).await?;
     Ok(Json(ProvisionDstackAppResponse {
@@ -194,15 +200,19 @@ pub async fn provision(
 /// Repeating the request answers the CVM that the first one made.
 #[utoipa::path(post, path = "/api/v1/cvms", tag = "CVMs", operation_id = "cvms_create",
     request_body = CreateCvmRequest,
+    params(("X-Holdfast-Project" = Option<String>, Header, description = "UUID or name of the project that the app is to go to; as it was provisioned unless told")),
     responses((status = 200, body = CreatedCvm), (status = 400, description = "No room"),
         (status = 401, description = "Authentication required"),
-        (status = 409, description = "The name is taken, or the app runs with another configuration"),
+        (status = 403, description = "The key is not made for the project"),
+        (status = 404, description = "There is no such project"),
+        (status = 409, description = "The name is taken, or the app is in another project or runs with another configuration"),
         (status = 422, description = "Validation error, or nothing was provisioned")))]
 pub async fn commit(
     State(app): State<App>,
     caller: Caller<WriteVms>,
     asked: Asked,
     Info(info): Info,
+    InProject(project): InProject,
     Body(request): Body<CreateCvmRequest>,
 ) -> Result<Json<CreatedCvm>, Failure> {
     let wanted = CommitRequest {
@@ -211,6 +221,7 @@ pub async fn commit(
         encrypted_env: request.encrypted_env,
         env_keys: request.env_keys,
         kms_id: request.kms_id,
+        project,
     };
     let vm = app.control.commit(&caller.who, &info, wanted).await?;
     let cvm = view::load_one(&app.control, vm).await?;

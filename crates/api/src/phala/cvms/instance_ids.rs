@@ -178,7 +178,7 @@ async fn meant(
     limit: i64,
 ) -> Result<(i64, Vec<Vm>), Error> {
     let Some(ids) = ids else {
-        let filter = Filter { workspace: Some(caller.who.workspace_id), ..Filter::default() };
+        let filter = Filter { scope: Some(caller.who.scope()), ..Filter::default() };
         let (vms, total) = app.control.store.vms_page(&filter, limit, 0).await?;
         return Ok((total, vms));
     };

@@ -84,7 +84,7 @@ pub async fn all(
     Ok(Json(render(&app, asked.of(&caller.who), vms).await?))
 }
 
-/// The caller's workspace; for whoever runs the installation all of them, once they ask for a node's CVMs or a user's.
+/// What the caller sees; for whoever runs the installation all of them, once they ask for a node's CVMs or a user's.
 fn filter(who: &Principal, params: &Params) -> Result<Filter<'static>, Error> {
     let node = params.integer("teepod_id", 0, i64::MAX)?.or(params.integer("node_id", 0, i64::MAX)?);
     let user = params.word("user_id", |text| match text {
@@ -93,8 +93,8 @@ fn filter(who: &Principal, params: &Params) -> Result<Filter<'static>, Error> {
         _ => hashid::decode(Prefix::User, text),
     })?;
     let everywhere = (node.is_some() || user.is_some()) && who.may(Action::RunInstallation);
-    let workspace = (!everywhere).then_some(who.workspace_id);
-    Ok(Filter { workspace, node_id: node, user_id: user, ..Filter::default() })
+    let scope = (!everywhere).then(|| who.scope());
+    Ok(Filter { scope, node_id: node, user_id: user, ..Filter::default() })
 }
 
 /// CVMs in the shape of a version.

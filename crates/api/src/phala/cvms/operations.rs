@@ -115,7 +115,7 @@ pub async fn list(
     let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
     let vm = app.control.vm_find_any(&caller.who, &id).await?;
     let filter = Filter {
-        workspace: caller.who.workspace_id,
+        scope: caller.who.scope(),
         kind: Some(Kind::Vm),
         resource_id: Some(vm.id),
         operation_types: operation_types(&params)?,

@@ -4,6 +4,8 @@
 //! in the caller's own workspace and from another one. What a row may say beside that:
 //!
 //! - `.shared()`: its parameters name what all workspaces have in common, such as the KMS; nobody is told 404.
+//! - `.whole()`: it is about the whole workspace although its action is about projects, so a key that is limited to some
+//!   is refused.
 //! - `.seen_by_admin()`: whoever runs the installation sees it of every workspace.
 //! - `.quiet("why")`: a mutation by its method that changes nothing anybody could miss, so that it leaves no audit row.
 //! - `.repeats("why")`: the same request again is answered with what it made, and needs no second audit row.
@@ -13,6 +15,7 @@
 //! as far as its ids, `World::body` has it.
 
 use holdfast_model::access::Action::{self, *};
+use holdfast_model::access::Reach;
 
 /// One route.
 #[derive(Debug, Clone, Copy)]
@@ -28,11 +31,17 @@ pub struct Row {
     pub repeats: Option<&'static str>,
     /// Whoever runs the installation sees it of every workspace.
     pub seen_by_admin: bool,
+    /// It is about the whole workspace although its action is about projects.
+    whole: bool,
 }
 
 impl Row {
     const fn shared(self) -> Self {
         Self { shared: true, ..self }
+    }
+
+    const fn whole(self) -> Self {
+        Self { whole: true, ..self }
     }
 
     const fn seen_by_admin(self) -> Self {
@@ -47,17 +56,31 @@ impl Row {
         Self { repeats: Some(why), ..self }
     }
 
+    /// What a key has to be for.
+    pub fn reach(&self) -> Reach {
+        if self.whole { Reach::Workspace } else { self.action.map_or(Reach::Projects, Action::reach) }
+    }
+
     pub fn mutates(&self) -> bool {
         self.method != "GET"
     }
 }
 
 const fn row(method: &'static str, path: &'static str, action: Action) -> Row {
-    Row { method, path, action: Some(action), shared: false, quiet: None, repeats: None, seen_by_admin: false }
+    Row {
+        method,
+        path,
+        action: Some(action),
+        shared: false,
+        quiet: None,
+        repeats: None,
+        seen_by_admin: false,
+        whole: false,
+    }
 }
 
 const fn open(method: &'static str, path: &'static str, _why: &'static str) -> Row {
-    Row { method, path, action: None, shared: false, quiet: None, repeats: None, seen_by_admin: false }
+    Row { method, path, action: None, shared: false, quiet: None, repeats: None, seen_by_admin: false, whole: false }
 }
 
 #[rustfmt::skip]
@@ -143,20 +166,20 @@ pub const ROWS: &[Row] = &[
     row("DELETE", "/api/v1/tokens/{token_id}", Own),
     row("POST", "/api/v1/tokens/{token_id}/refresh", Own),
     row("GET", "/api/v1/user/ssh-keys", Own),
-    row("POST", "/api/v1/user/ssh-keys", Own),
-    row("POST", "/api/v1/user/ssh-keys/github-profile", Own),
-    row("POST", "/api/v1/user/ssh-keys/github-sync", Own),
-    row("DELETE", "/api/v1/user/ssh-keys/{key_id}", Own),
-    row("GET", "/api/v1/workspace/webhooks", Read),
+    row("POST", "/api/v1/user/ssh-keys", Own).whole(),
+    row("POST", "/api/v1/user/ssh-keys/github-profile", Own).whole(),
+    row("POST", "/api/v1/user/ssh-keys/github-sync", Own).whole(),
+    row("DELETE", "/api/v1/user/ssh-keys/{key_id}", Own).whole(),
+    row("GET", "/api/v1/workspace/webhooks", Read).whole(),
     row("POST", "/api/v1/workspace/webhooks", ManageWebhooks),
     row("DELETE", "/api/v1/workspace/webhooks/{webhook_id}", ManageWebhooks),
-    row("GET", "/api/v1/workspace/webhooks/{webhook_id}", Read),
+    row("GET", "/api/v1/workspace/webhooks/{webhook_id}", Read).whole(),
     row("PUT", "/api/v1/workspace/webhooks/{webhook_id}", ManageWebhooks),
-    row("GET", "/api/v1/workspace/webhooks/{webhook_id}/deliveries", Read),
+    row("GET", "/api/v1/workspace/webhooks/{webhook_id}/deliveries", Read).whole(),
     row("POST", "/api/v1/workspace/webhooks/{webhook_id}/deliveries/{event_id}/resend", ManageWebhooks),
     row("POST", "/api/v1/workspace/webhooks/{webhook_id}/reveal-secret", ManageWebhooks),
     row("POST", "/api/v1/workspace/webhooks/{webhook_id}/rotate-secret", ManageWebhooks),
-    row("GET", "/api/v1/workspace/webhooks/{webhook_id}/stats", Read),
+    row("GET", "/api/v1/workspace/webhooks/{webhook_id}/stats", Read).whole(),
     row("POST", "/api/v1/workspace/webhooks/{webhook_id}/test", ManageWebhooks),
     row("GET", "/api/v1/workspaces", Read),
     row("POST", "/api/v1/workspaces/check-slug", Read).quiet("only tells whether a slug is free"),
@@ -167,7 +190,7 @@ pub const ROWS: &[Row] = &[
     row("POST", "/api/v1/workspaces/{workspace_slug}/invitations", ManageMembers),
     row("POST", "/api/v1/workspaces/{workspace_slug}/invitations/shareable", ManageMembers),
     row("DELETE", "/api/v1/workspaces/{workspace_slug}/invitations/{invitation_id}", ManageMembers),
-    row("POST", "/api/v1/workspaces/{workspace_slug}/leave", Own),
+    row("POST", "/api/v1/workspaces/{workspace_slug}/leave", Own).whole(),
     row("GET", "/api/v1/workspaces/{workspace_slug}/members", Read),
     row("DELETE", "/api/v1/workspaces/{workspace_slug}/members/{user_id}", ManageMembers),
     row("PATCH", "/api/v1/workspaces/{workspace_slug}/members/{user_id}", ManageMembers),
@@ -183,7 +206,7 @@ pub const ROWS: &[Row] = &[
     open("GET", "/auth/oidc/login", "who begins a login has no key yet"),
     row("GET", "/holdfast/v1/audit-logs", ReadAudit),
     row("GET", "/holdfast/v1/audit-logs/{id}", ReadAudit),
-    row("POST", "/holdfast/v1/invitations/accept", Own),
+    row("POST", "/holdfast/v1/invitations/accept", Own).whole(),
     open("GET", "/holdfast/v1/logs/{cvm}", "the URL carries a signed token, which is the permission"),
     open("GET", "/holdfast/v1/logs/{cvm}/{container}", "the URL carries a signed token, which is the permission"),
     row("GET", "/holdfast/v1/node-tokens", RunInstallation),
@@ -199,6 +222,11 @@ pub const ROWS: &[Row] = &[
     row("GET", "/holdfast/v1/operations/{id}/events", Read),
     row("POST", "/holdfast/v1/operations/{id}/retry", WriteVms),
     row("GET", "/holdfast/v1/operations/{id}/wait", Read),
+    row("GET", "/holdfast/v1/projects", Read),
+    row("POST", "/holdfast/v1/projects", ManageProjects),
+    row("DELETE", "/holdfast/v1/projects/{project}", ManageProjects),
+    row("GET", "/holdfast/v1/projects/{project}", Read),
+    row("PATCH", "/holdfast/v1/projects/{project}", ManageProjects),
     row("DELETE", "/holdfast/v1/quotas/{workspace}", RunInstallation),
     row("GET", "/holdfast/v1/quotas/{workspace}", RunInstallation),
     row("PATCH", "/holdfast/v1/quotas/{workspace}", RunInstallation),

@@ -16,7 +16,7 @@ use super::table::{self, ROWS, Row};
 use crate::support::{Server, V2026, provision};
 
 /// Part of every name in the workspace that is looked into. No answer to anybody else may have it.
-const MARK: &str = "hushed";
+pub const MARK: &str = "hushed";
 
 /// Somebody with a key.
 struct Person {
@@ -36,25 +36,25 @@ impl Person {
 }
 
 /// What came back.
-struct Got {
-    status: u16,
-    text: String,
+pub struct Got {
+    pub status: u16,
+    pub text: String,
 }
 
 /// Two workspaces with people of every role: one full of things, one whose people look at them.
-struct World {
-    server: Server,
+pub struct World {
+    pub server: Server,
     /// In the order of what they may do.
     members: Vec<Person>,
     strangers: Vec<Person>,
     /// What parameters stand for, by the end of the path up to them: the more of the path, the sooner it counts.
-    ids: Vec<(&'static str, String)>,
+    pub ids: Vec<(&'static str, String)>,
     /// Everything that tells of the workspace.
-    secrets: BTreeSet<String>,
+    pub secrets: BTreeSet<String>,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let server = Server::start().await;
         // The installation's own workspace becomes the one that is looked into.
         server.execute(&format!("UPDATE workspace SET slug = '{MARK}', name = '{MARK}-name' WHERE id = 1")).await;
@@ -93,7 +93,10 @@ impl World {
         let hook = server.at(V2026).post("/workspace/webhooks", &hook).await.expect(201);
         let hook = text(&hook["id"]);
         let told = server.at(V2026).post(&format!("/workspace/webhooks/{hook}/test"), &Value::Null).await.expect(200);
+        let project =
+            server.holdfast("POST", "/projects", &json!({ "name": format!("{MARK}-project") })).await.expect(201);
         let ids = vec![
+            ("{project}", text(&project["id"])),
             ("{webhook_id}", hook),
             ("{event_id}", text(&told["event_id"])),
             ("/holdfast/v1/operations/{id}", operation.clone()),
@@ -127,7 +130,7 @@ impl World {
     }
 
     /// The path with what its parameters stand for.
-    fn path(&self, row: &Row) -> String {
+    pub fn path(&self, row: &Row) -> String {
         let mut path = String::new();
         let mut known = String::new();
         for segment in row.path.split('/').skip(1) {
@@ -140,12 +143,12 @@ impl World {
         path
     }
 
-    fn id(&self, name: &str) -> &str {
+    pub fn id(&self, name: &str) -> &str {
         &self.ids.iter().find(|(known, _)| *known == name).expect("a known id").1
     }
 
     /// A body with which the request comes as far as its ids. Where the path has none, the body names the workspace's.
-    fn body(&self, row: &Row) -> Value {
+    pub fn body(&self, row: &Row) -> Value {
         let (cvm, app) = (self.id("{cvm_id}"), self.id("{app_id}"));
         let path = row.path.trim_start_matches("/api/v1");
         match (row.method, path) {
@@ -177,17 +180,23 @@ impl World {
             ("POST", "/holdfast/v1/invitations/accept") => json!({ "code": self.id("the code") }),
             ("POST", "/holdfast/v1/users") => json!({ "username": "walker", "email": "w@example.com" }),
             ("POST", "/holdfast/v1/workspaces") => json!({ "slug": "walked", "owner": self.id("{user}") }),
-            ("POST", "/tokens" | "/holdfast/v1/node-tokens") => json!({ "name": "walked" }),
+            ("POST", "/tokens" | "/holdfast/v1/node-tokens" | "/holdfast/v1/projects")
+            | ("PATCH", "/holdfast/v1/projects/{project}") => json!({ "name": "walked" }),
             _ => json!({}),
         }
     }
 
     async fn send(&self, row: &Row, key: Option<&str>) -> Got {
+        self.send_to(row, &self.path(row), key).await
+    }
+
+    /// The same to another path of the row's.
+    pub async fn send_to(&self, row: &Row, path: &str, key: Option<&str>) -> Got {
         let body = match self.body(row) {
             Value::Null => String::new(),
             body => body.to_string(),
         };
-        let mut request = Request::builder().method(row.method).uri(self.path(row));
+        let mut request = Request::builder().method(row.method).uri(path);
         if let Some(key) = key {
             request = request.header("x-api-key", key);
         }
@@ -208,7 +217,7 @@ impl World {
     }
 
     /// Everybody has the role and the key again that they began with.
-    async fn restore(&self) {
+    pub async fn restore(&self) {
         self.server
             .execute(
                 "INSERT INTO workspace_member (workspace_id, user_id, role)
@@ -257,12 +266,12 @@ async fn people(server: &Server, workspace: i64, name: &str) -> Vec<Person> {
     people
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
 }
 
 /// Rows in an order in which what is needed is still there: reads, changes, deletions.
-fn rows() -> Vec<&'static Row> {
+pub fn rows() -> Vec<&'static Row> {
     let mut rows: Vec<&Row> = ROWS.iter().collect();
     rows.sort_by_key(|row| match row.method {
         "GET" => 0,

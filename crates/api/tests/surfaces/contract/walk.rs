@@ -589,6 +589,8 @@ impl Walk {
                     400 => unusual.headers.push(("idempotency-key", "k".repeat(256))),
                     401 => (ids, unusual.key) = (&none, Some("")),
                     403 => unusual.key = Some(&narrow),
+                    // What it does not name in its path it names in a header.
+                    404 if !path.contains('{') => unusual.headers.push(("x-holdfast-project", "nowhere".to_owned())),
                     404 => ids = &none,
                     413 => {
                         unusual.headers.push(("idempotency-key", "large".to_owned()));
