@@ -179,7 +179,7 @@ impl Control {
         if who.limits.admit_project(Some(who.project_id)) {
             return Ok(who.project_id);
         }
-        let message = "This API key is limited to several projects, and the default one is not among them.";
+        let message = "This API key is limited to projects, and the default one is not among them.";
         Err(Error::new(Code::ProjectForbidden, message))
     }
 }

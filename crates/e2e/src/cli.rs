@@ -29,10 +29,15 @@ pub struct Said {
 
 impl Phala {
     pub fn new(cloud: &Cloud) -> Self {
+        Self::with_key(cloud, &cloud.client.key)
+    }
+
+    /// One that somebody else's key is given to.
+    pub fn with_key(cloud: &Cloud, key: &str) -> Self {
         let program = crate::root().join("tests/clients/node_modules/phala/dist/index.js");
         assert!(program.is_file(), "the client is not installed; run `cargo xtask test simulated`, which does it");
         let home = tempfile::tempdir().expect("a home folder");
-        Self { home, program, url: format!("{}/api/v1", cloud.client.base), key: cloud.client.key.clone() }
+        Self { home, program, url: format!("{}/api/v1", cloud.client.base), key: key.to_owned() }
     }
 
     /// Runs `phala` with the key in its environment.

@@ -14,6 +14,7 @@ mod logins;
 mod oidc;
 mod operating;
 mod people;
+mod projects;
 mod races;
 mod schemathesis;
 mod sdks;

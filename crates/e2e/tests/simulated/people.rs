@@ -88,7 +88,7 @@ fn one_invitation_makes_one_member() {
 }
 
 #[test]
-fn one_name_makes_one_cvm_and_one_slug_one_workspace() {
+fn one_name_makes_one_cvm_one_workspace_and_one_project() {
     let cloud = Cloud::simulated(1);
     let clients = apart(&cloud, std::iter::repeat_n(cloud.client.key.clone(), RACERS));
     for round in 0..ROUNDS {
@@ -106,6 +106,12 @@ fn one_name_makes_one_cvm_and_one_slug_one_workspace() {
         let statuses =
             race(&clients, |_, client| client.post("/holdfast/v1/workspaces", Some(&slug)).expect("it answers").status);
         one_wins(&statuses, 201, 409, "the slug");
+
+        let project = json!({ "name": format!("project-{round}") });
+        let statuses = race(&clients, |_, client| {
+            client.post("/holdfast/v1/projects", Some(&project)).expect("it answers").status
+        });
+        one_wins(&statuses, 201, 409, "the project");
     }
 }
 
