@@ -268,11 +268,13 @@ async fn accounts_are_made_and_disabled() {
     change("bob", json!({ "disabled": false })).await.expect(200);
     assert_eq!(server.with_key(&key).get("/auth/me").await.status, 200);
     assert_eq!(change("nobody", json!({})).await.expect(404)["error"]["code"], "HF-0410");
-    // Nobody shuts themselves out.
-    for body in [json!({ "disabled": true }), json!({ "role": "user" })] {
-        assert_eq!(change("admin", body).await.expect(409)["error"]["code"], "HF-0418");
+    // Nobody shuts themselves out, whether or not another administrator is left.
+    for others in ["user", "admin"] {
+        change("bob", json!({ "role": others })).await.expect(200);
+        for body in [json!({ "disabled": true }), json!({ "role": "user" })] {
+            assert_eq!(change("admin", body).await.expect(409)["error"]["code"], "HF-0418", "{others}");
+        }
     }
-    change("bob", json!({ "role": "admin" })).await.expect(200);
     let nodes = server.with_key(&key).any("GET", "/holdfast/v1/nodes", ("", "")).await;
     assert_eq!(nodes.status, 200, "bob runs the installation now");
     assert_eq!(server.audited("action", "user.disable").await, 1);
