@@ -102,16 +102,13 @@ struct Asked {
 
 impl Store {
     /// When the next operation is due, if any waits.
-    pub async fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
-        let due: Option<i64> = sql::query(
-            // What another worker holds is due when its lease is over.
+    pub fn operations_next_due(&self) -> Result<Option<Timestamp>, Error> {
+        // What another worker holds is due when its lease is over.
+        let due = sql::query(
             "SELECT MIN(CASE WHEN lease_until > wake_at THEN lease_until ELSE wake_at END) FROM operation
              WHERE wake_at IS NOT NULL",
-        )
-        .fetch_one(self.read())
-        .await
-        .map_err(fault)?;
-        Ok(due.map(Timestamp))
+        );
+        Ok(self.read().here(|db| db.one::<Option<i64>>(&due))?.map(Timestamp))
     }
 
     /// A start of the only process there is: leases of the process before it are void, and no step times out for the

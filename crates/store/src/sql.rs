@@ -45,6 +45,8 @@ type Result<T, E = Failed> = std::result::Result<T, E>;
 
 /// Statements of a connection that are kept prepared.
 const PREPARED: usize = 256;
+/// Pages that the writer keeps in memory, in KB: those of indexes that every operation writes to, and some.
+const WRITTEN_KB: i64 = 16 * 1024;
 /// How long one waits for another process that writes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -312,6 +314,7 @@ impl Session {
         connection.busy_timeout(Duration::ZERO)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "cache_size", -WRITTEN_KB)?;
         Ok(Self::new(connection))
     }
 

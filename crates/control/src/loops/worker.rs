@@ -63,7 +63,7 @@ pub async fn run(control: Control, owner: String, stop: CancellationToken) {
 /// One claim and its decisions, if any operation is due. Returns how long none will be.
 async fn round(control: &Control, owner: &str) -> Result<Duration, Error> {
     // Looking costs the writer nothing; a claim is a transaction of its own.
-    let due = control.store.operations_next_due().await?;
+    let due = control.store.operations_next_due()?;
     let pause = due.map_or(LONGEST_SLEEP, |due| due.since(control.now()).min(LONGEST_SLEEP));
     if !pause.is_zero() {
         return Ok(pause);
