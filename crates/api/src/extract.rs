@@ -63,9 +63,9 @@ impl<P: Permission> Permission for Whole<P> {
 }
 
 macro_rules! permissions {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($name:ident),*) => {
         $(
-            $(#[$doc])*
+            #[doc = concat!("[`Action::", stringify!($name), "`] as a type.")]
             #[derive(Debug)]
             pub struct $name;
 
@@ -76,24 +76,7 @@ macro_rules! permissions {
     };
 }
 
-permissions! {
-    /// To see what the workspace has.
-    Read,
-    /// To manage what is the caller's own.
-    Own,
-    /// To make, change and delete CVMs.
-    WriteVms,
-    /// To read who asked for what in the workspace.
-    ReadAudit,
-    /// To manage the workspace's projects.
-    ManageProjects,
-    /// To manage the workspace's webhooks.
-    ManageWebhooks,
-    /// To manage who belongs to the workspace.
-    ManageMembers,
-    /// To see and run the whole installation.
-    RunInstallation,
-}
+holdfast_model::each_action!(permissions);
 
 /// Whoever sent the request, known to have permission `P`.
 #[derive(Debug)]
@@ -127,6 +110,12 @@ async fn authorize<P: Permission>(parts: &Parts, app: &App) -> Result<Principal,
 /// A header as text, if it is text.
 pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The first field of this name in a form.
+pub fn form_field(form: &[u8], name: &str) -> Option<String> {
+    let mut pairs = url::form_urlencoded::parse(form);
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
 /// Characters of a user agent that the audit row keeps.

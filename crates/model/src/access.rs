@@ -59,6 +59,22 @@ impl Role {
     }
 }
 
+/// Gives the names of all actions to a macro, so that what is made for each of them is made for every one.
+#[macro_export]
+macro_rules! each_action {
+    ($make:ident) => {
+        $make! { Read, Own, WriteVms, ReadAudit, ManageProjects, ManageWebhooks, ManageMembers, RunInstallation }
+    };
+}
+
+macro_rules! count {
+    ($($name:ident),*) => { [$(Action::$name),*].len() };
+}
+
+macro_rules! all {
+    ($($name:ident),*) => { [$(Action::$name),*] };
+}
+
 /// What a request wants to do. Every route has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
@@ -82,16 +98,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 8] = [
-        Self::Read,
-        Self::Own,
-        Self::WriteVms,
-        Self::ReadAudit,
-        Self::ManageProjects,
-        Self::ManageWebhooks,
-        Self::ManageMembers,
-        Self::RunInstallation,
-    ];
+    pub const ALL: [Self; each_action!(count)] = each_action!(all);
 
     /// The word in documents, in the scopes of a token and in the engine's plans.
     pub const fn word(self) -> &'static str {

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
+use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, RunInstallation};
@@ -18,8 +19,7 @@ use crate::extract::{Caller, Params, RunInstallation};
     ("until" = Option<String>, Query, description = "Accepted before, RFC 3339"),
 ), responses(
     (status = 200, description = "A gzip file", content_type = "application/gzip"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn export(State(app): State<App>, _: Caller<RunInstallation>, params: Params) -> Result<Response, Failure> {

@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
 use super::operations::{Operation, read};
+use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, RunInstallation, WriteVms};
@@ -60,8 +61,7 @@ pub async fn retry(
     ("id" = String, Path),
 ), responses(
     (status = 200, body = Operation),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such operation in the workspace"),
     (status = 409, description = "It is not stuck"),
 ))]

@@ -11,6 +11,7 @@ mod nodes;
 mod operations;
 mod projects;
 mod quotas;
+mod said;
 mod users;
 mod watching;
 mod workspaces;

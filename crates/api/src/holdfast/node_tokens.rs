@@ -11,6 +11,7 @@ use holdfast_model::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, RunInstallation};
@@ -64,8 +65,7 @@ pub struct NodeTokenList {
 #[utoipa::path(post, path = "/holdfast/v1/node-tokens", tag = "Nodes", security(("key" = []), ("bearer" = [])),
     request_body = NodeTokenRequest, responses(
     (status = 201, body = CreatedNodeToken),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 409, description = "Already created under this idempotency key"),
     (status = 422, description = "The name is not valid"),
 ))]
@@ -90,8 +90,7 @@ pub async fn create(
 /// Revoked ones too; the tokens themselves are kept nowhere.
 #[utoipa::path(get, path = "/holdfast/v1/node-tokens", tag = "Nodes", security(("key" = []), ("bearer" = [])), responses(
     (status = 200, body = NodeTokenList),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
 ))]
 pub async fn list(State(app): State<App>, caller: Caller<RunInstallation>) -> Result<Json<NodeTokenList>, Failure> {
     let items = app.control.node_tokens(&caller.who).await?.into_iter().map(|token| NodeToken {
@@ -111,8 +110,7 @@ pub async fn list(State(app): State<App>, caller: Caller<RunInstallation>) -> Re
     ("id" = String, Path, description = "`ntk_` id"),
 ), responses(
     (status = 204, description = "Revoked"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such token, or it is revoked already"),
 ))]
 pub async fn revoke(

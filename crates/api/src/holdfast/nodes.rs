@@ -9,6 +9,7 @@ use holdfast_store::nodes;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, RunInstallation};
@@ -62,8 +63,7 @@ pub struct NodeList {
 /// List nodes
 #[utoipa::path(get, path = "/holdfast/v1/nodes", tag = "Nodes", security(("key" = []), ("bearer" = [])), responses(
     (status = 200, body = NodeList),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
 ))]
 pub async fn list(State(app): State<App>, _: Caller<RunInstallation>) -> Result<Json<NodeList>, Failure> {
     let nodes = app.control.store.nodes().await?;

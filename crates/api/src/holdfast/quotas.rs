@@ -11,6 +11,7 @@ use holdfast_store::quotas::{Named, Quota};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, RunInstallation};
@@ -75,8 +76,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i64
     security(("key" = []), ("bearer" = [])),
     params(("workspace" = String, Path, description = "Slug or `wks_` id")), responses(
     (status = 200, body = View),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
 ))]
 pub async fn get(
@@ -94,8 +94,7 @@ pub async fn get(
     security(("key" = []), ("bearer" = [])),
     params(("workspace" = String, Path, description = "Slug or `wks_` id")), request_body = Change, responses(
     (status = 200, body = View),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
     (status = 422, description = "A limit is not valid"),
 ))]
@@ -115,8 +114,7 @@ pub async fn set(
     security(("key" = []), ("bearer" = [])),
     params(("workspace" = String, Path, description = "Slug or `wks_` id")), responses(
     (status = 200, body = View),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
 ))]
 pub async fn clear(

@@ -12,9 +12,10 @@ use holdfast_store::users;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::said::{ForAdministrators, Paging};
 use crate::App;
 use crate::error::Failure;
-use crate::extract::{Body, Caller, Info, Params, RunInstallation};
+use crate::extract::{Body, Caller, Info, RunInstallation};
 
 /// Somebody with an account.
 #[derive(Debug, Serialize, ToSchema)]
@@ -83,23 +84,18 @@ fn is_admin(role: Option<&str>) -> Result<Option<bool>, Error> {
 }
 
 /// List users
-#[utoipa::path(get, path = "/holdfast/v1/users", tag = "People", security(("key" = []), ("bearer" = [])), params(
-    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer"),
-    ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "50 unless told"),
-), responses(
+#[utoipa::path(get, path = "/holdfast/v1/users", tag = "People", security(("key" = []), ("bearer" = [])), params(Paging), responses(
     (status = 200, body = UserList),
     (status = 400, description = "The cursor is not one of this list"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn list(
     State(app): State<App>,
     caller: Caller<RunInstallation>,
-    params: Params,
+    page: Paging,
 ) -> Result<Json<UserList>, Failure> {
-    let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
-    let listed = app.control.users(&caller.who, params.text("cursor"), limit).await?;
+    let listed = app.control.users(&caller.who, page.cursor.as_deref(), page.limit).await?;
     Ok(Json(UserList {
         total: listed.page.total.number,
         items: listed.page.items.into_iter().map(User::of).collect(),
@@ -114,8 +110,7 @@ pub async fn list(
 #[utoipa::path(post, path = "/holdfast/v1/users", tag = "People", security(("key" = []), ("bearer" = [])),
     request_body = UserRequest, responses(
     (status = 201, body = User),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
     (status = 409, description = "Somebody has this username or address"),
     (status = 422, description = "A field is not valid"),
@@ -142,8 +137,7 @@ pub async fn create(
     ("user" = String, Path, description = "`usr_` id or username"),
 ), responses(
     (status = 200, body = User),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such user"),
 ))]
 pub async fn get(
@@ -161,8 +155,7 @@ pub async fn get(
     ("user" = String, Path, description = "`usr_` id or username"),
 ), request_body = UserPatch, responses(
     (status = 200, body = User),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such user"),
     (status = 409, description = "It would shut the caller out"),
     (status = 422, description = "A field is not valid"),

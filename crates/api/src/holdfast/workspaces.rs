@@ -5,13 +5,14 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use holdfast_control::people::{NewWorkspace, WorkspaceChange, user_id, workspace_id};
+use holdfast_control::people::{NewWorkspace, Right, WorkspaceChange, user_id, workspace_id};
 use holdfast_model::Timestamp;
 use holdfast_model::access::Role;
 use holdfast_store::{members, workspaces};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::said::{ForAdministrators, Paging};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Params, RunInstallation};
@@ -113,23 +114,18 @@ pub struct MemberRequest {
 }
 
 /// List all workspaces
-#[utoipa::path(get, path = "/holdfast/v1/workspaces", tag = "People", security(("key" = []), ("bearer" = [])), params(
-    ("cursor" = Option<String>, Query, description = "Cursor of a previous answer"),
-    ("limit" = Option<i64>, Query, minimum = 1, maximum = 500, description = "50 unless told"),
-), responses(
+#[utoipa::path(get, path = "/holdfast/v1/workspaces", tag = "People", security(("key" = []), ("bearer" = [])), params(Paging), responses(
     (status = 200, body = WorkspaceList),
     (status = 400, description = "The cursor is not one of this list"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 422, description = "A parameter is not valid"),
 ))]
 pub async fn list(
     State(app): State<App>,
     caller: Caller<RunInstallation>,
-    params: Params,
+    page: Paging,
 ) -> Result<Json<WorkspaceList>, Failure> {
-    let limit = params.integer("limit", 1, 500)?.unwrap_or(50);
-    let listed = app.control.workspaces_all(&caller.who, params.text("cursor"), limit).await?;
+    let listed = app.control.workspaces_all(&caller.who, page.cursor.as_deref(), page.limit).await?;
     Ok(Json(WorkspaceList {
         total: listed.page.total.number,
         items: listed.page.items.into_iter().map(Workspace::of).collect(),
@@ -144,8 +140,7 @@ pub async fn list(
 #[utoipa::path(post, path = "/holdfast/v1/workspaces", tag = "People", security(("key" = []), ("bearer" = [])),
     request_body = WorkspaceRequest, responses(
     (status = 201, body = Workspace),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such user"),
     (status = 409, description = "A workspace has this slug"),
     (status = 422, description = "A field is not valid"),
@@ -167,8 +162,7 @@ pub async fn create(
     ("workspace" = String, Path, description = "Slug or `wks_` id"),
 ), responses(
     (status = 200, body = Workspace),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
 ))]
 pub async fn get(
@@ -186,8 +180,7 @@ pub async fn get(
     ("workspace" = String, Path, description = "Slug or `wks_` id"),
 ), request_body = WorkspacePatch, responses(
     (status = 200, body = Workspace),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
     (status = 409, description = "It would shut the caller out"),
     (status = 422, description = "A field is not valid"),
@@ -211,8 +204,7 @@ pub async fn update(
     ("offset" = Option<i64>, Query, minimum = 0),
 ), responses(
     (status = 200, body = MemberList),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace"),
     (status = 422, description = "A parameter is not valid"),
 ))]
@@ -224,7 +216,7 @@ pub async fn members(
 ) -> Result<Json<MemberList>, Failure> {
     let limit = params.integer("limit", 1, 500)?.unwrap_or(100);
     let offset = params.integer("offset", 0, i64::from(i32::MAX))?.unwrap_or(0);
-    let (found, total) = app.control.members_any(&caller.who, &workspace, limit, offset).await?;
+    let (found, total) = app.control.members(&caller.who, Right::OfInstallation, &workspace, limit, offset).await?;
     Ok(Json(MemberList { items: found.into_iter().map(Member::of).collect(), total }))
 }
 
@@ -235,8 +227,7 @@ pub async fn members(
 ), request_body = MemberRequest, responses(
     (status = 200, body = Member),
     (status = 400, description = "The workspace would have no owner"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace or user"),
     (status = 422, description = "A field is not valid"),
 ))]
@@ -247,7 +238,8 @@ pub async fn member_put(
     Path((workspace, user)): Path<(String, String)>,
     Body(request): Body<MemberRequest>,
 ) -> Result<Json<Member>, Failure> {
-    let member = app.control.member_put_any(&caller.who, &info, (&workspace, &user), &request.role).await?;
+    let member =
+        app.control.member_put(&caller.who, &info, Right::OfInstallation, (&workspace, &user), &request.role).await?;
     Ok(Json(Member::of(member)))
 }
 
@@ -260,8 +252,7 @@ pub async fn member_put(
 ), responses(
     (status = 204, description = "They are no member any more"),
     (status = 400, description = "The workspace would have no owner"),
-    (status = 401, description = "No valid API key"),
-    (status = 403, description = "Only for administrators"),
+    ForAdministrators,
     (status = 404, description = "There is no such workspace or member"),
 ))]
 pub async fn member_remove(
@@ -270,6 +261,6 @@ pub async fn member_remove(
     Info(info): Info,
     Path((workspace, user)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
-    app.control.member_remove_any(&caller.who, &info, (&workspace, &user)).await?;
+    app.control.member_remove(&caller.who, &info, Right::OfInstallation, (&workspace, &user)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -19,6 +19,7 @@ use holdfast_model::error::Error;
 
 use crate::App;
 use crate::error::Rendered;
+use crate::extract::form_field;
 
 /// Forms are small.
 const FORM_LIMIT: usize = 16 * 1024;
@@ -123,10 +124,9 @@ fn encoded(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-/// A field of a form.
+/// A field of a form; empty when there is none.
 fn field(body: &[u8], name: &str) -> String {
-    let mut pairs = url::form_urlencoded::parse(body);
-    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).unwrap_or_default()
+    form_field(body, name).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use holdfast_control::guard::Denied;
 use holdfast_control::oidc::{Answer, LIFETIME};
+use utoipa::IntoResponses;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,6 +22,21 @@ pub fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(begin)).routes(routes!(end)).layer(axum::middleware::from_fn(super::guarded))
 }
 
+/// What both ways refuse alike.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only its documentation is used")]
+enum Refusals {
+    /// No identity provider is configured
+    #[response(status = 404)]
+    NoProvider,
+    /// Too many attempts; Retry-After says when to try again
+    #[response(status = 429)]
+    TooOften,
+    /// The provider cannot be reached
+    #[response(status = 503)]
+    Unreachable,
+}
+
 /// Sign in through the identity provider
 ///
 /// Sends the browser to the provider that the operator has configured (`oidc_issuer`), with OpenID Connect's authorization code
@@ -29,10 +45,8 @@ pub fn routes() -> OpenApiRouter<App> {
     params(("next" = Option<String>, Query, description = "Path of this server to go to afterwards")),
     responses(
     (status = 303, description = "To the provider"),
-    (status = 404, description = "No identity provider is configured"),
-    (status = 429, description = "Too many attempts; Retry-After says when to try again"),
+    Refusals,
     (status = 502, description = "The provider does not describe itself as it should"),
-    (status = 503, description = "The provider cannot be reached"),
 ))]
 pub async fn begin(State(app): State<App>, From(from): From, headers: HeaderMap, params: Params) -> Response {
     let next = local(params.text("next").unwrap_or_default());
@@ -59,10 +73,8 @@ pub async fn begin(State(app): State<App>, From(from): From, headers: HeaderMap,
     (status = 400, description = "This browser began no such login, or it is over"),
     (status = 401, description = "The provider's token is not believed"),
     (status = 403, description = "The provider refused, or nobody here has this identity"),
-    (status = 404, description = "No identity provider is configured"),
-    (status = 429, description = "Too many attempts; Retry-After says when to try again"),
+    Refusals,
     (status = 502, description = "The provider's answer cannot be used"),
-    (status = 503, description = "The provider cannot be reached"),
 ))]
 pub async fn end(
     State(app): State<App>,

@@ -7,6 +7,8 @@
 //! not need one: a code of which the answer was lost ends by itself after a quarter of an hour, and the device's code is
 //! itself good for one token only.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, State};
@@ -28,7 +30,7 @@ use zeroize::Zeroizing;
 use crate::App;
 use crate::credential::{client_address, set_cookie};
 use crate::error::{Failure, Rendered};
-use crate::extract::{Body, Caller, Info, Own, Read, header as header_text};
+use crate::extract::{Body, Caller, Info, Own, Read, form_field, header as header_text};
 
 /// The other end of the connection.
 pub struct From(pub Option<std::net::IpAddr>);
@@ -66,6 +68,13 @@ pub struct AccessToken {
     expires_in: u64,
 }
 
+impl AccessToken {
+    fn answer(token: &str, lifetime: Duration) -> Response {
+        let access_token = token.to_owned();
+        secret(Self { access_token, token_type: "bearer", expires_in: lifetime.as_secs() })
+    }
+}
+
 /// What the OAuth2 password flow sends, as a form.
 #[derive(Debug, Deserialize, ToSchema)]
 #[allow(dead_code)]
@@ -100,10 +109,7 @@ pub async fn token(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let field = |name: &str| {
-        let mut pairs = url::form_urlencoded::parse(&body);
-        pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
-    };
+    let field = |name| form_field(&body, name);
     let missing = |name| Failure(Error::field("body", name, "missing", "Field required")).into_response();
     if field("grant_type").is_some_and(|kind| kind != "password") {
         return Failure(Error::field("body", "grant_type", "value_error", "must be password")).into_response();
@@ -121,11 +127,7 @@ pub async fn token(
     });
     let info = RequestInfo { idempotency: key, ..info };
     match app.control.login_issue(&who, &info, Kind::Password, None).await {
-        Ok((token, lifetime)) => secret(AccessToken {
-            access_token: token.to_string(),
-            token_type: "bearer",
-            expires_in: lifetime.as_secs(),
-        }),
+        Ok((token, lifetime)) => AccessToken::answer(&token, lifetime),
         Err(error) => Failure(error).into_response(),
     }
 }
@@ -208,11 +210,7 @@ pub async fn device_token(
         return no_token("unsupported_grant_type", "The grant type is not that of a device.");
     }
     match app.control.device_ask(&request.device_code, &info).await {
-        Ok(Asked::Token(token)) => secret(AccessToken {
-            access_token: token.to_string(),
-            token_type: "bearer",
-            expires_in: devices::TOKEN.as_secs(),
-        }),
+        Ok(Asked::Token(token)) => AccessToken::answer(&token, devices::TOKEN),
         Ok(Asked::Pending) => no_token("authorization_pending", "Nobody has let the device in yet."),
         Ok(Asked::SlowDown) => no_token("slow_down", "Ask less often: wait five seconds more."),
         Ok(Asked::Expired) => no_token("expired_token", "The code has expired; begin again."),

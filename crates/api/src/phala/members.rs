@@ -5,7 +5,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use holdfast_control::people::user_id;
+use holdfast_control::people::{Right, user_id};
 use holdfast_model::Timestamp;
 use holdfast_store::members;
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<Page<TeamMemberInfo>>, Failure> {
     let page = Wanted::read(&params, 30)?;
-    let (members, total) = app.control.members(&caller.who, &slug, page.size, page.offset()).await?;
+    let (members, total) = app.control.members(&caller.who, Right::OfMember, &slug, page.size, page.offset()).await?;
     Ok(Json(page.of(members.into_iter().map(TeamMemberInfo::of).collect(), total)))
 }
 
@@ -95,7 +95,7 @@ pub async fn update(
     Path((slug, user)): Path<(String, String)>,
     Body(request): Body<MemberRoleUpdateRequest>,
 ) -> Result<Json<TeamMemberInfo>, Failure> {
-    let member = app.control.member_change(&caller.who, &info, (&slug, &user), &request.role).await?;
+    let member = app.control.member_put(&caller.who, &info, Right::OfMember, (&slug, &user), &request.role).await?;
     Ok(Json(TeamMemberInfo::of(member)))
 }
 
@@ -115,7 +115,7 @@ pub async fn remove(
     Info(info): Info,
     Path((slug, user)): Path<(String, String)>,
 ) -> Result<Json<Done>, Failure> {
-    app.control.member_remove(&caller.who, &info, (&slug, &user)).await?;
+    app.control.member_remove(&caller.who, &info, Right::OfMember, (&slug, &user)).await?;
     Ok(Json(Done { message: "The member was removed." }))
 }
 

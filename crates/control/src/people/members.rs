@@ -15,9 +15,9 @@ use holdfast_store::members::{Member, member_put, member_remove, member_role, ow
 use super::{entry, in_workspace, role, user_id};
 use crate::{Control, Principal, RequestInfo};
 
-/// In whose name a membership is changed.
+/// In whose name members are seen and changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Right {
+pub enum Right {
     /// A member's own role in the workspace.
     OfMember,
     /// The right to run the installation.
@@ -38,43 +38,47 @@ fn no_member() -> Error {
 }
 
 impl Control {
-    /// A page of the members of a workspace that the caller belongs to, and how many there are.
+    /// A page of the members of a workspace, and how many there are.
     pub async fn members(
         &self,
         who: &Principal,
+        right: Right,
         workspace: &str,
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<Member>, i64), Error> {
-        let workspace = self.workspace_of(who, workspace).await?.id;
+        let workspace = match right {
+            Right::OfMember => self.workspace_of(who, workspace).await?.id,
+            Right::OfInstallation => self.workspace_any(who, workspace).await?.id,
+        };
         self.store.members(workspace, limit, offset).await
     }
 
-    /// Gives a member of the caller's workspace another role.
-    pub async fn member_change(
+    /// Gives a member another role. Whoever runs the installation makes a member of a user who is none yet, too.
+    pub async fn member_put(
         &self,
         who: &Principal,
         info: &RequestInfo,
+        right: Right,
         (workspace, user): (&str, &str),
         word: &str,
     ) -> Result<Member, Error> {
-        let becomes = Becomes::Role { role: role("role", word)?, added: false };
-        self.workspace_here(who, workspace).await?;
-        let user = hashid::decode(Prefix::User, user).ok_or_else(no_member)?;
-        self.member_becomes(who, info, Right::OfMember, (who.workspace_id, user), becomes).await?;
-        self.store.member(who.workspace_id, user).await?.ok_or_else(no_member)
+        let becomes = Becomes::Role { role: role("role", word)?, added: right == Right::OfInstallation };
+        let (workspace, user) = self.membership(who, right, workspace, user).await?;
+        self.member_becomes(who, info, right, (workspace, user), becomes).await?;
+        self.store.member(workspace, user).await?.ok_or_else(no_member)
     }
 
-    /// Takes a member out of the caller's workspace, together with their keys for it.
+    /// Takes a user out of a workspace, together with their keys for it.
     pub async fn member_remove(
         &self,
         who: &Principal,
         info: &RequestInfo,
+        right: Right,
         (workspace, user): (&str, &str),
     ) -> Result<(), Error> {
-        self.workspace_here(who, workspace).await?;
-        let user = hashid::decode(Prefix::User, user).ok_or_else(no_member)?;
-        self.member_becomes(who, info, Right::OfMember, (who.workspace_id, user), Becomes::Nothing).await
+        let membership = self.membership(who, right, workspace, user).await?;
+        self.member_becomes(who, info, right, membership, Becomes::Nothing).await
     }
 
     /// Takes the caller out of a workspace that they belong to, whichever their key is of.
@@ -83,43 +87,25 @@ impl Control {
         self.member_becomes(who, info, Right::OfMember, (workspace, who.user_id), Becomes::Nothing).await
     }
 
-    /// A page of the members of any workspace, for whoever runs the installation.
-    pub async fn members_any(
+    /// The workspace and the user that a request names, whether or not the one belongs to the other. A member's right is one
+    /// to the workspace of their key, and to users by their `usr_` id alone.
+    async fn membership(
         &self,
         who: &Principal,
+        right: Right,
         workspace: &str,
-        limit: i64,
-        offset: i64,
-    ) -> Result<(Vec<Member>, i64), Error> {
-        let workspace = self.workspace_any(who, workspace).await?.id;
-        self.store.members(workspace, limit, offset).await
-    }
-
-    /// Makes a user a member of any workspace, or gives them another role there.
-    pub async fn member_put_any(
-        &self,
-        who: &Principal,
-        info: &RequestInfo,
-        (workspace, user): (&str, &str),
-        word: &str,
-    ) -> Result<Member, Error> {
-        let becomes = Becomes::Role { role: role("role", word)?, added: true };
-        let workspace = self.workspace_any(who, workspace).await?.id;
-        let user = self.user_find(who, user).await?.id;
-        self.member_becomes(who, info, Right::OfInstallation, (workspace, user), becomes).await?;
-        self.store.member(workspace, user).await?.ok_or_else(no_member)
-    }
-
-    /// Takes a user out of any workspace.
-    pub async fn member_remove_any(
-        &self,
-        who: &Principal,
-        info: &RequestInfo,
-        (workspace, user): (&str, &str),
-    ) -> Result<(), Error> {
-        let workspace = self.workspace_any(who, workspace).await?.id;
-        let user = self.user_find(who, user).await?.id;
-        self.member_becomes(who, info, Right::OfInstallation, (workspace, user), Becomes::Nothing).await
+        user: &str,
+    ) -> Result<(i64, i64), Error> {
+        match right {
+            Right::OfMember => {
+                self.workspace_here(who, workspace).await?;
+                Ok((who.workspace_id, hashid::decode(Prefix::User, user).ok_or_else(no_member)?))
+            }
+            Right::OfInstallation => {
+                let workspace = self.workspace_any(who, workspace).await?.id;
+                Ok((workspace, self.user_find(who, user).await?.id))
+            }
+        }
     }
 
     async fn member_becomes(

@@ -16,6 +16,7 @@ use holdfast_store::audit;
 use holdfast_store::workspaces::By;
 
 pub use invitations::{INVITATION_LIFETIME, NewInvitation};
+pub use members::Right;
 pub use users::{NewUser, UserChange};
 pub use workspaces::{NewWorkspace, SlugFault, WorkspaceChange};
 
