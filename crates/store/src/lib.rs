@@ -4,8 +4,8 @@
 //! crate sees SQL. Queries are in the subset that SQLite and PostgreSQL share; only opening, claiming and waking differ.
 //!
 //! On SQLite there is one writer connection (`writer.rs`), so write transactions queue in the process instead of failing
-//! as busy, those that queue share a commit, and the data folder is locked, so that there is one process. What every
-//! request reads is read by its own thread (`reader.rs`).
+//! as busy, those that queue share a commit, and the data folder is locked, so that there is one process. A statement runs
+//! on the thread that asks (`sql.rs`), unless it may take long (`reader.rs`).
 
 #![forbid(unsafe_code)]
 
