@@ -24,6 +24,7 @@ const fn need(thing: &'static str, package: &'static str, why: &'static str) -> 
 /// To run VMs and to build their image.
 pub const RUN: &[Need] = &[
     need("cc", "gcc", "links Rust programs and compiles SQLite"),
+    need("make", "make", "compiles the allocator"),
     need("/usr/include/stdio.h", "libc6-dev", "headers for the C compiler; static guest agent"),
     need("qemu-system-x86_64", "qemu-system-x86", "runs the VMs"),
     need("qemu-img", "qemu-utils", "makes their disks"),

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::middleware::Next;
@@ -19,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::App;
 use crate::extract::Params;
+use crate::json::Json;
 
 /// What a request would do.
 #[derive(Debug, Serialize, ToSchema)]

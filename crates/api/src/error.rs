@@ -4,7 +4,6 @@
 //! handler (an unknown path, a body that is too large, a panic) is brought into the same shapes here. A 5xx is always
 //! logged with its cause, and the cause is never in the answer.
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -13,6 +12,7 @@ use holdfast_model::error::{Code, Error};
 use serde_json::json;
 
 use crate::extract::RequestId;
+use crate::json::Json;
 
 /// An error that a handler or extractor returns.
 #[derive(Debug)]

@@ -3,11 +3,12 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use serde_json::{Value, json};
 
 use crate::App;
 use crate::error::Rendered;
+use crate::json::Json;
 
 pub fn routes() -> Router<App> {
     Router::new().route("/healthz", get(live)).route("/readyz", get(ready))

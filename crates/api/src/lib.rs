@@ -21,6 +21,7 @@ pub mod extract;
 pub mod health;
 pub mod holdfast;
 pub mod idempotency;
+pub mod json;
 pub mod limits;
 pub mod metrics;
 pub mod nirvana;

@@ -315,6 +315,8 @@ impl Session {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -WRITTEN_KB)?;
+        // What a savepoint needs to be undone stays in memory; past 64 KB it would be written to a file each time.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         Ok(Self::new(connection))
     }
 

@@ -1,6 +1,5 @@
 //! The audit log, with what joins it to operations, keys and the server's own log.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_store::audit_log::Entry;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use crate::App;
 use crate::audit::{self, AuditLog};
 use crate::error::Failure;
 use crate::extract::{Caller, Params, ReadAudit};
+use crate::json::Json;
 
 /// A request that changed something, or was refused.
 #[derive(Debug, Serialize, ToSchema)]

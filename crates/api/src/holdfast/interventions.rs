@@ -1,6 +1,5 @@
 //! Cancelling, retrying and abandoning operations.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
@@ -9,6 +8,7 @@ use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, RunInstallation, WriteVms};
+use crate::json::Json;
 
 /// Cancel an operation
 ///

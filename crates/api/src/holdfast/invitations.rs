@@ -2,7 +2,6 @@
 //!
 //! The one rule: the code is in the body, where no log of paths has it.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::people::workspace_id;
 use holdfast_model::access::Role;
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Own, Whole};
+use crate::json::Json;
 
 #[derive(Deserialize, ToSchema)]
 pub struct AcceptRequest {

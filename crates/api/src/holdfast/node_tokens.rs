@@ -3,7 +3,6 @@
 //! The one rule: the token is in the answer that made it and in no other. A repetition of that request under its
 //! `Idempotency-Key` says 409 and names what was made.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::node_tokens::public_id;
@@ -15,6 +14,7 @@ use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, RunInstallation};
+use crate::json::Json;
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NodeTokenRequest {

@@ -1,6 +1,5 @@
 //! Nodes, for administrators.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::placement;
 use holdfast_model::Timestamp;
@@ -13,6 +12,7 @@ use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, RunInstallation};
+use crate::json::Json;
 
 /// A host that runs CVMs.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::{Principal, Scope};
 use holdfast_engine::{Direction, ops};
@@ -18,6 +17,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params};
+use crate::json::Json;
 
 /// An operation with everything the caller may know of it.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,6 @@
 //!
 //! The one rule: a key that is limited to projects sees those and no others, and makes none: that is about the workspace.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_model::Timestamp;
@@ -13,6 +12,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, ManageProjects, Params, Read};
+use crate::json::Json;
 
 /// A group of apps with their CVMs.
 #[derive(Debug, Serialize, ToSchema)]

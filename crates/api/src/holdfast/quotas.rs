@@ -3,7 +3,6 @@
 //!
 //! The one rule: a change names the limits that it changes. What it does not name stays.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::quotas::CLEAR;
 use holdfast_model::hashid::{self, Prefix};
@@ -15,6 +14,7 @@ use super::said::ForAdministrators;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, RunInstallation};
+use crate::json::Json;
 
 /// What a workspace may have, and what it has.
 #[derive(Debug, Serialize, ToSchema)]

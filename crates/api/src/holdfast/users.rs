@@ -2,7 +2,6 @@
 //!
 //! The one rule: an account is never deleted, because the record of what it did names it; it is disabled.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::people::{NewUser, UserChange, user_id};
@@ -16,6 +15,7 @@ use super::said::{ForAdministrators, Paging};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, RunInstallation};
+use crate::json::Json;
 
 /// Somebody with an account.
 #[derive(Debug, Serialize, ToSchema)]

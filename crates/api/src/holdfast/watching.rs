@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -25,6 +24,7 @@ use super::operations::{Operation, read};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, header as text_of};
+use crate::json::Json;
 
 /// A connection without events says that it lives this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -2,7 +2,6 @@
 //!
 //! The one rule: the rules of the workspaces hold here too: a slug is one workspace's, and an owner stays.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::people::{NewWorkspace, Right, WorkspaceChange, user_id, workspace_id};
@@ -16,6 +15,7 @@ use super::said::{ForAdministrators, Paging};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Params, RunInstallation};
+use crate::json::Json;
 
 /// A workspace.
 #[derive(Debug, Serialize, ToSchema)]

@@ -1,6 +1,5 @@
 //! `GET /v1/audit_logs` and `/v1/audit_logs/{audit_log_id}`.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,6 +9,7 @@ use crate::App;
 use crate::audit::{self, AuditLog};
 use crate::error::Failure;
 use crate::extract::{Caller, Params, ReadAudit};
+use crate::json::Json;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AuditLogList {

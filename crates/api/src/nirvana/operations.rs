@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::cursor::Listed;
 use holdfast_model::Timestamp;
@@ -15,6 +14,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params};
+use crate::json::Json;
 
 /// An operation.
 #[derive(Debug, Serialize, ToSchema)]

@@ -1,7 +1,6 @@
 //! Changes of VMs: each is one operation, answered before it is carried out. One that finds the VM busy waits for its
 //! turn, as these clients expect.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_engine::ops;
 
@@ -9,6 +8,7 @@ use super::operations::{Operation, view};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, WriteVms};
+use crate::json::Json;
 
 /// Restart a VM
 #[utoipa::path(post, path = "/v1/compute/vms/{vm_id}/restart", tag = "VMs", security(("bearer" = [])), params(

@@ -4,10 +4,10 @@ mod stream;
 
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::guest::Keys;
 use holdfast_model::node::{DesiredPage, Register, Registered, Report, ReportAck};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Params, header};
+use crate::json::Json;
 
 /// The first report of a full node names all of its VMs.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;

@@ -1,6 +1,5 @@
 //! `GET /auth/me`: who holds the key, and in which workspace.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::Principal;
 use holdfast_model::hashid::{self, Prefix};
@@ -11,6 +10,7 @@ use super::version::{Asked, Version};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// The key's holder, in the variant of the schema version.
 #[derive(Debug, Serialize, ToSchema)]

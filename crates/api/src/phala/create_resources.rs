@@ -2,7 +2,6 @@
 //!
 //! The one rule: there is one KMS and every node uses it; gateways and GPUs there are none.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::catalogue;
 use holdfast_control::kms::KMS_TYPE;
@@ -17,6 +16,7 @@ use super::view::{kms_id, kms_info};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// What a new CVM can be made of.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,6 @@
 //!
 //! The one rule: the clients refuse any key more than these in the outer objects; only the items may grow.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::catalogue::{self, Catalogue};
 use holdfast_model::error::{Code, Error};
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// All instance types, by family.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,6 @@
 //!
 //! The one rule: `token` is the code only in the answer that made it; in lists it is how the code begins.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
@@ -15,6 +14,7 @@ use super::page::{Page, Wanted};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, ManageMembers, Params};
+use crate::json::Json;
 
 /// Role of whoever comes with a shareable code: it may be passed on, so it gives little.
 const SHAREABLE_ROLE: &str = "member";

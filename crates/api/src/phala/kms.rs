@@ -3,7 +3,6 @@
 //! The one rule: the answers about pages, keys and next app ids have exactly the keys that the clients' strict schemas name.
 //! One key more and the official SDK refuses the whole answer.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::deploy::{KMS_KEY, KMS_SLUG};
 use holdfast_control::kms::{self, KMS_TYPE};
@@ -20,6 +19,7 @@ use super::view::{kms_id, kms_info};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 
 /// A KMS as 2026-06-23 shows it: a root of trust, which on a chain would be a contract.
 #[derive(Debug, Serialize, ToSchema)]

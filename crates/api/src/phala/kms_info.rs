@@ -3,7 +3,6 @@
 //! The one rule: it runs in the server, and no TEE vouches for it; whatever would be measured is null with the reason
 //! beside it, and never made up.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::deploy::KMS_SLUG;
 use holdfast_control::kms::{self, KMS_TYPE};
@@ -17,6 +16,7 @@ use super::view::kms_id;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// A KMS, looked at closely.
 #[derive(Debug, Serialize, ToSchema)]

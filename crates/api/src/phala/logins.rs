@@ -9,7 +9,6 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
@@ -31,6 +30,7 @@ use crate::App;
 use crate::credential::{client_address, set_cookie};
 use crate::error::{Failure, Rendered};
 use crate::extract::{Body, Caller, Info, Own, Read, form_field, header as header_text};
+use crate::json::Json;
 
 /// The other end of the connection.
 pub struct From(pub Option<std::net::IpAddr>);

@@ -3,7 +3,6 @@
 //! The one rule: the permission is that of the caller's role in the workspace that their key belongs to; what only an
 //! owner may do the core says.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::people::{Right, user_id};
 use holdfast_model::Timestamp;
@@ -16,6 +15,7 @@ use super::workspaces::role_word;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, ManageMembers, Own, Params, Read, Whole};
+use crate::json::Json;
 
 /// Somebody who belongs to a workspace.
 #[derive(Debug, Serialize, ToSchema)]

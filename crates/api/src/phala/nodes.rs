@@ -1,6 +1,5 @@
 //! `GET /teepods/available`: nodes that a deploy can be sent to, and what is left on them.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::Principal;
 use holdfast_control::catalogue::version_numbers;
@@ -17,6 +16,7 @@ use super::view::parts::KmsInfo;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// Nodes to deploy to.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,6 @@
 //!
 //! The one rule: a node that takes no new CVMs offers nothing.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::catalogue;
 use serde::Serialize;
@@ -14,6 +13,7 @@ use super::page::{Page, Wanted};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 
 /// An OS image that some node offers, of those that take new CVMs.
 #[derive(Debug, Serialize, ToSchema)]

@@ -3,7 +3,6 @@
 //! The one rule: what is shown is what the next create is checked against, and -1 is the clients' word for no limit. What
 //! the nodes have room for is another question, and `GET /teepods/available` answers it.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::Timestamp;
 use serde::Serialize;
@@ -13,6 +12,7 @@ use super::workspaces::check_own;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// What a workspace may have, and what of it is left.
 #[derive(Debug, Serialize, ToSchema)]

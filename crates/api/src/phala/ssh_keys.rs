@@ -2,7 +2,6 @@
 //!
 //! The one rule: these are the caller's own, in whatever workspace they ask from; a key of anybody else is not found.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::ssh_keys::public_id;
@@ -16,6 +15,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Own, Whole};
+use crate::json::Json;
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct SshKeyCreateRequest {

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
@@ -19,6 +18,7 @@ use super::view::parts::GuestEvent;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Read};
+use crate::json::Json;
 
 /// Ids in one request at the most.
 const MOST: usize = 500;

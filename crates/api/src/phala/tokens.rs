@@ -6,7 +6,6 @@
 //! Beside what the Phala pages have, a token can be made for less than its holder may do: `scopes`, `project_ids` and
 //! `source_ip_rule`.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use holdfast_control::tokens::{Token, TokenRequest};
@@ -21,6 +20,7 @@ use super::version::Version;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Own, Params};
+use crate::json::Json;
 
 /// A token, with its secret in the answer that made it.
 #[derive(Serialize, ToSchema)]

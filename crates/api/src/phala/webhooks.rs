@@ -3,7 +3,6 @@
 //! The one rule: a secret is whole in the answers of those who may manage webhooks and asked for it (created, revealed,
 //! rotated), and masked in all others.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::webhooks::{MASKED_SECRET, Shown, Wanted, public_id};
@@ -19,6 +18,7 @@ use utoipa_axum::routes;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, ManageWebhooks, Params, Read, Whole};
+use crate::json::Json;
 use crate::phala::lenient::MaybeBody;
 
 /// Deliveries of one answer at the most.

@@ -2,7 +2,6 @@
 //!
 //! The one rule: every other workspace is not found, whether or not it exists.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::people::workspace_id;
 use holdfast_control::{Principal, people};
@@ -19,6 +18,7 @@ use super::view::info::NodeRef;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Params, Read};
+use crate::json::Json;
 
 /// A workspace.
 #[derive(Debug, Serialize, ToSchema)]

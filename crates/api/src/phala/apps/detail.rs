@@ -1,6 +1,5 @@
 //! One app, and its CVMs.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::error::Error;
 use holdfast_store::vms;
@@ -9,6 +8,7 @@ use super::{CVMS_OF_APP, DstackApp, with_cvms};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 use crate::phala::cvms::list::{self, Cvms};
 use crate::phala::version::Asked;
 

@@ -3,7 +3,6 @@
 //! The one rule: there is no contract, and the answer says so. An empty list under `is_onchain_kms: false` means that no
 //! list is kept, not that nothing is allowed.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::Value;
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 
 /// The devices that an app may run on.
 #[derive(Debug, Serialize, ToSchema)]

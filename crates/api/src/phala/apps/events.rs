@@ -1,6 +1,5 @@
 //! `GET /apps/{app_id}/events`: what happened to an app's CVMs, newest first.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::Timestamp;
 use holdfast_store::app_events::{AppEvent, Filter};
@@ -10,6 +9,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AppEventsResponse {

@@ -1,6 +1,5 @@
 //! `POST /apps/{app_id}/instances`: one more CVM of an app.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use holdfast_control::instances::Instance;
@@ -11,6 +10,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, InProject, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::cvms::update::refuse_chain;
 use crate::phala::lenient::{Integer, MaybeBody};
 use crate::phala::version::{Asked, Version};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::deploy::KMS_SLUG;
 use holdfast_control::kms::KMS_TYPE;
@@ -15,6 +14,7 @@ use super::{DstackApp, with_cvms};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 use crate::phala::lenient::switch;
 use crate::phala::page::Wanted;
 use crate::phala::version::Asked;

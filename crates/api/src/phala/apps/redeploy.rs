@@ -3,7 +3,6 @@
 //! The one rule: what comes back is what the app is made of (app-compose.json, env values, user configuration). The size, the
 //! image and the name are the CVM's and stay.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use holdfast_control::apps::Redeployed;
@@ -14,6 +13,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, Params, WriteVms};
+use crate::json::Json;
 use crate::phala::cvms::update::{UpdateAccepted, refuse_chain};
 use crate::phala::lenient::MaybeBody;
 

@@ -3,7 +3,6 @@
 //! The one rule: a revision is what was accepted, whether or not it came to run; a failed update's is in the list too,
 //! and can be tried again.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::apps::revision_id;
 use holdfast_model::Timestamp;
@@ -16,6 +15,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 use crate::phala::lenient::switch;
 use crate::phala::page::Wanted;
 use crate::phala::view::info::{UserRef, WorkspaceRef};

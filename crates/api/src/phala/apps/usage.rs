@@ -2,7 +2,6 @@
 //!
 //! The one rule: amounts are in `details`, and nothing has a price. A cost that is always 0 is what this server charges.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::usage::{Kind, Metered};
 use holdfast_model::Timestamp;
@@ -13,6 +12,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AppUsageResponse {

@@ -3,7 +3,6 @@
 //! The one rule: nothing here claims what no hardware vouches for. A host without a TEE signs nothing, so there is no
 //! certificate, no measurement and no event log to show; the compose file is shown as what it is, the server's record.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,6 +10,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 use crate::phala::view;
 
 /// What a CVM is told for as long as no hypervisor of this server uses a TEE.

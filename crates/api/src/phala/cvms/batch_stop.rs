@@ -1,6 +1,5 @@
 //! `POST /cvms/batch-stop`: one stop for each of many CVMs.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_model::error::Error;
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, WriteVms};
+use crate::json::Json;
 
 /// CVMs in one request at the most.
 const MOST: usize = 50;

@@ -29,7 +29,7 @@ pub async fn get(
         return Ok(text(vm.compose));
     }
     let object = RawValue::from_string(vm.compose).map_err(holdfast_model::error::Error::internal)?;
-    Ok(axum::Json(object).into_response())
+    Ok(crate::json::Json(object).into_response())
 }
 
 /// Compose file of a CVM

@@ -3,7 +3,6 @@
 //! The one rule: what the guest gets are bytes that were hashed here. A client that names a hash names bytes that this
 //! server made; one that sends a file gets it put into the app-compose.json in force.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,6 +19,7 @@ use super::update::{UpdateAccepted, refuse_chain};
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Read, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::Flag;
 use crate::phala::view;
 use crate::phala::view::kms_info;

@@ -2,7 +2,6 @@
 //!
 //! The one rule: a guest that is silent is an answer, not an error: `is_online` is false and `error` says why.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::error::Error;
 use holdfast_model::guest::Container;
@@ -13,6 +12,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 use crate::phala::view;
 
 /// What a CVM runs.

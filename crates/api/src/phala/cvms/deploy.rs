@@ -3,7 +3,6 @@
 //! The one rule: an option that this server cannot honour is refused by name. Whoever asked for a GPU or pinned memory
 //! must not get a CVM that quietly has neither.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::deploy::{CommitRequest, ProvisionRequest};
 use holdfast_model::error::{Code, Error};
@@ -14,6 +13,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, InProject, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::{Flag, Integer};
 use crate::phala::version::Asked;
 use crate::phala::view::machine::Machine;

@@ -1,6 +1,5 @@
 //! `GET /cvms/{cvm_id}`: one CVM.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,6 +7,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 use crate::phala::version::{Asked, Version};
 use crate::phala::view;
 use crate::phala::view::basic::CvmBasicInfo;

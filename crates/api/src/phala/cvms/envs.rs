@@ -1,6 +1,5 @@
 //! `PATCH /cvms/{cvm_id}/envs`: other env values.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::update::Update;
@@ -13,6 +12,7 @@ use super::update::UpdateAccepted;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, WriteVms};
+use crate::json::Json;
 
 /// All env values: the ones that were there before are gone.
 #[derive(Debug, Deserialize, ToSchema)]

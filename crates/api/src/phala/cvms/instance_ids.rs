@@ -1,7 +1,6 @@
 //! Instance id refresh. Elsewhere a CVM's instance id is learned from its node and can be missing or outdated. Here it is
 //! given when the CVM is made, the node builds the CVM with it, and it never changes: every answer says so.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::error::{Code, Error};
 use holdfast_model::vm::VmStatus;
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::{Flag, Integer, MaybeBody};
 use crate::phala::version::{Asked, Version};
 use crate::phala::view::machine::VmId;

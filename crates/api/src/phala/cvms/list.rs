@@ -1,6 +1,5 @@
 //! Lists of CVMs, whole and by pages.
 
-use axum::Json;
 use axum::extract::State;
 use holdfast_control::Principal;
 use holdfast_model::access::Action;
@@ -13,6 +12,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 use crate::phala::page::{Page, Wanted};
 use crate::phala::version::{Asked, Version};
 use crate::phala::view;

@@ -4,7 +4,6 @@
 //! URLs, no handshake, and no address of the CVM by which anybody could reach it; keys come from the CVM's node, so there
 //! are no KMS URLs either. Asking for any of them is refused.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::update::Update;
 use holdfast_engine::ops;
@@ -16,6 +15,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Read, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::Flag;
 use crate::phala::view::parts::CvmNetworkUrls;
 use crate::phala::view::{self, Cvm};

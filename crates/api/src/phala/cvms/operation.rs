@@ -1,6 +1,5 @@
 //! The operation that runs on a CVM now: how far it is, and cancelling it.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::Timestamp;
 use holdfast_model::error::{Code, Error};
@@ -10,6 +9,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, Read, WriteVms};
+use crate::json::Json;
 
 /// What a cancel came to.
 #[derive(Debug, Serialize, ToSchema)]

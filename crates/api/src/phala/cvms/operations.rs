@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_engine::ops;
 use holdfast_model::Timestamp;
@@ -20,6 +19,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 
 /// Names this list to its cursors.
 const AUDIENCE: &str = "phala/cvm-operations";

@@ -1,6 +1,5 @@
 //! OS images that a CVM could boot, and booting another one.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::catalogue;
@@ -14,6 +13,7 @@ use super::update::UpdateAccepted;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Read, WriteVms};
+use crate::json::Json;
 
 /// A version of the OS, for production and for development.
 #[derive(Debug, Serialize, ToSchema)]

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_control::update::Update;
 use holdfast_engine::ops;
@@ -19,6 +18,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, Read, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::Integer;
 use crate::phala::view::{self, Cvm};
 

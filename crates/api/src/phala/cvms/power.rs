@@ -1,6 +1,5 @@
 //! Start, stop, shutdown, restart and delete: each is one accepted operation, answered before it is carried out.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_model::error::Error;
@@ -11,6 +10,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::{Flag, MaybeBody};
 use crate::phala::version::{Asked, Version};
 use crate::phala::view;

@@ -1,6 +1,5 @@
 //! Replicas: one more CVM of an app, made like a certain one that it has.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use holdfast_control::instances::Instance;
@@ -11,6 +10,7 @@ use super::update::refuse_chain;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, InProject, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::{Integer, MaybeBody};
 use crate::phala::version::Asked;
 use crate::phala::view;

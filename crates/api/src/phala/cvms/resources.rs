@@ -1,6 +1,5 @@
 //! `PATCH /cvms/{cvm_id}/resources`: another size.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::update::Update;
@@ -12,6 +11,7 @@ use super::update::UpdateAccepted;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::{Flag, Integer};
 
 /// The wanted size; what is left out stays as it is.

@@ -1,6 +1,5 @@
 //! `PATCH /cvms/{cvm_id}/scheduled-delete`: when a CVM is to be deleted.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::Timestamp;
 use holdfast_model::error::Error;
@@ -10,6 +9,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::MaybeBody;
 use crate::phala::version::Asked;
 use crate::phala::view;

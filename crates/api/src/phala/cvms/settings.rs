@@ -1,7 +1,6 @@
 //! What of a CVM only the control plane knows: its name, whether it is listed, and what it shows of itself. Each is one
 //! operation that is over when it is answered.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use holdfast_control::update::Update;
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, WriteVms};
+use crate::json::Json;
 use crate::phala::lenient::Flag;
 use crate::phala::version::Asked;
 use crate::phala::view;

@@ -2,7 +2,6 @@
 //!
 //! The one rule: what is unknown is left out. The clients' schema has no nulls here.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -12,6 +11,7 @@ use super::watch::Watch;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Params, Read};
+use crate::json::Json;
 use crate::phala::version::{Asked, Version};
 use crate::phala::view;
 

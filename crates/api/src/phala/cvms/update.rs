@@ -3,7 +3,6 @@
 //! The one rule: the answer is sent when the operation is accepted, and by then the CVM's status has left `running`. The
 //! command line watches that status and takes `running` for done.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use holdfast_control::update::{Update, Updated};
@@ -17,6 +16,7 @@ use super::deploy::asks_for_gpus;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Body, Caller, Info, WriteVms, header};
+use crate::json::Json;
 use crate::phala::lenient::{Flag, Integer};
 
 /// What to change; what is left out stays as it is.

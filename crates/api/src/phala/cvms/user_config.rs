@@ -3,7 +3,6 @@
 //! The one rule: what came encrypted is not known here. SSH keys that are given as the env value `DSTACK_AUTHORIZED_KEYS`
 //! reach the guest and nobody else.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use holdfast_model::guest::{UserConfig, hostname};
 use serde::Serialize;
@@ -12,6 +11,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::error::Failure;
 use crate::extract::{Caller, Read};
+use crate::json::Json;
 use crate::phala::view;
 
 #[derive(Debug, Serialize, ToSchema)]
