@@ -227,3 +227,31 @@ pub struct FieldDiff {
 
 /// What an operation changes, by field name.
 pub type Diff = BTreeMap<String, FieldDiff>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_as_they_were_written() {
+        let list = Value::from(vec!["a".to_owned(), "\"b\"\n".to_owned()]);
+        for value in
+            [Value::from(true), Value::from(-7), Value::Number(0.5), Value::from("5"), list, Value::List(vec![])]
+        {
+            let text = serde_json::to_string(&value).expect("text");
+            assert_eq!(serde_json::from_str::<Value>(&text).expect("a value"), value, "{text}");
+        }
+        let large = serde_json::from_str::<Value>("18446744073709551615").expect("a number");
+        assert_eq!(large, Value::Number(18_446_744_073_709_551_615.0));
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused() {
+        for text in ["null", "{}", "[1]", "[[\"a\"]]", "[null]"] {
+            assert!(serde_json::from_str::<Value>(text).is_err(), "{text}");
+        }
+        let read = |text| serde_json::from_str::<FieldDiff>(text).expect("a diff");
+        assert_eq!(read("{\"from\":null}"), FieldDiff { from: None, to: None });
+        assert_eq!(read("{\"to\":1}").to, Some(Value::Integer(1)));
+    }
+}

@@ -64,15 +64,23 @@ impl Timestamp {
         let year = era * 400 + year + i64::from(month <= 2);
         let micros = self.0 % MICROS_OF_DAY;
         let second = micros / 1_000_000;
+        let micro = micros % 1_000_000;
         let mut text = *b"0000-00-00T00:00:00.000000Z";
-        let parts = [(year, 3), (month, 6), (day, 9), (second / 3600, 12), (second / 60 % 60, 15), (second % 60, 18)];
-        for (mut number, mut at) in parts.into_iter().chain([(micros % 1_000_000, 25)]) {
-            // From its last digit backwards.
-            while number > 0 {
-                text[at] = b'0' + (number % 10) as u8;
-                number /= 10;
-                at = at.wrapping_sub(1);
-            }
+        let pairs = [
+            (0, year / 100),
+            (2, year % 100),
+            (5, month),
+            (8, day),
+            (11, second / 3600),
+            (14, second / 60 % 60),
+            (17, second % 60),
+            (20, micro / 10_000),
+            (22, micro / 100 % 100),
+            (24, micro % 100),
+        ];
+        for (at, pair) in pairs {
+            text[at] = b'0' + (pair / 10) as u8;
+            text[at + 1] = b'0' + (pair % 10) as u8;
         }
         Some(text)
     }

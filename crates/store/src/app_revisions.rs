@@ -75,7 +75,7 @@ impl Store {
         let mut query = sql::query(REVISIONS);
         query.push(" WHERE v.app_row = ").push_bind(app_row);
         query.push(" AND v.uuid = ").push_bind(vm_uuid.to_owned()).push(" AND r.revision = ").push_bind(revision);
-        query.fetch_optional(self.read()).await.map_err(fault)
+        query.fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     pub async fn revision_contents(&self, vm_id: i64, revision: i64) -> Result<Contents, Error> {
@@ -87,7 +87,7 @@ impl Store {
         )
         .bind(vm_id)
         .bind(revision)
-        .fetch_one(self.read())
+        .fetch_one(self.by_key())
         .await
         .map_err(fault)
     }

@@ -120,7 +120,7 @@ impl Store {
 
     /// An app by its app id, whether or not it has CVMs.
     pub async fn app(&self, scope: &Scope, app_id: &str) -> Result<Option<App>, Error> {
-        app_by(scope, app_id).fetch_optional(self.read()).await.map_err(fault)
+        app_by(scope, app_id).fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     /// An app by its internal key.
@@ -129,7 +129,7 @@ impl Store {
         query.push(" WHERE ");
         scope.push(&mut query, "a");
         query.push(" AND a.id = ").push_bind(id);
-        query.fetch_optional(self.read()).await.map_err(fault)
+        query.fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     /// What the living CVMs of a scope are, each combination once.
@@ -147,7 +147,7 @@ impl Store {
     pub async fn next_nonce(&self, workspace: i64) -> Result<i64, Error> {
         sql::query("SELECT next_nonce FROM workspace WHERE id = $1")
             .bind(workspace)
-            .fetch_one(self.read())
+            .fetch_one(self.by_key())
             .await
             .map_err(fault)
     }

@@ -63,7 +63,7 @@ impl Store {
     pub async fn desired_revision(&self, node_id: i64) -> Result<u64, Error> {
         let revision: i64 = sql::query("SELECT desired_revision FROM node WHERE id = $1")
             .bind(node_id)
-            .fetch_one(self.read())
+            .fetch_one(self.by_key())
             .await
             .map_err(fault)?;
         Ok(revision.unsigned_abs())

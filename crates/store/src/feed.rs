@@ -57,7 +57,7 @@ const FEED: &str =
 impl Store {
     /// The newest position; 0 when there is none.
     pub async fn last_position(&self) -> Result<i64, Error> {
-        sql::query(LAST_POSITION).fetch_one(self.read()).await.map_err(fault)
+        sql::query(LAST_POSITION).fetch_one(self.by_key()).await.map_err(fault)
     }
 
     /// At most `limit` events of all operations after `position`.

@@ -165,6 +165,12 @@ impl Filter {
         if walk { Lead::Updated } else { lead }
     }
 
+    /// True for a list that is one range of its index and nothing to look at besides: as many rows are met as are shown,
+    /// and as are counted at the most.
+    pub(crate) fn is_range(&self, sort: &Sort) -> bool {
+        self.lead_by(sort, true) == Lead::Created
+    }
+
     /// What the leading column may be, each a range of its index.
     fn words(&self, lead: Lead) -> Vec<Word<'_>> {
         match (lead, self.scope.projects()) {

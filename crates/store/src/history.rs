@@ -145,7 +145,8 @@ impl Store {
             return Ok(Page::of(Vec::new(), &From::Start, limit, Total::exact(0)));
         }
         let (filter, sort, from) = (filter.clone(), sort.clone(), from.clone());
-        let reading = self.read().aside(move |db| {
+        let rows = if filter.is_range(&sort) { usize::try_from(limit).unwrap_or(usize::MAX) } else { usize::MAX };
+        let reading = self.read().by_keys(rows, move |db| {
             let total = count(db, &filter)?;
             let (order, place) = from.read(&sort);
             let rows = db.all(&filter.page("", (&order, place), limit + 1, !total.is_estimate))?;
@@ -170,17 +171,21 @@ impl Store {
         let operations = operations.to_vec();
         // Each has about as many as a CVM on a page has columns.
         let reading = self.read().by_keys(operations.len(), move |db| {
-            let mut events: HashMap<i64, Vec<Event>> = HashMap::with_capacity(operations.len());
+            let mut all: HashMap<i64, Vec<Event>> = HashMap::with_capacity(operations.len());
             for chunk in operations.chunks(500) {
                 let mut query = sql::query(
                     "SELECT operation_id, seq, event_type, step, state, at FROM operation_event WHERE operation_id IN (",
                 );
                 query.push_list(chunk.iter().copied()).push(") ORDER BY operation_id, seq");
-                for (operation, seq, event_type, step, state, at) in db.all(&query)? {
-                    events.entry(operation).or_default().push(Event { seq, event_type, step, state, at });
+                let rows: Vec<(i64, i64, String, Option<String>, String, i64)> = db.all(&query)?;
+                let mut rows = rows.into_iter().peekable();
+                while let Some(&(operation, ..)) = rows.peek() {
+                    let own = std::iter::from_fn(|| rows.next_if(|row| row.0 == operation));
+                    let event = |(_, seq, event_type, step, state, at)| Event { seq, event_type, step, state, at };
+                    all.insert(operation, own.map(event).collect());
                 }
             }
-            Ok(events)
+            Ok(all)
         });
         reading.await
     }

@@ -64,7 +64,7 @@ impl Store {
         .bind(workspace)
         .bind(key)
         .bind(now.micros())
-        .fetch_optional(self.read())
+        .fetch_optional(self.by_key())
         .await
         .map_err(fault)
     }

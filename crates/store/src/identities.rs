@@ -28,7 +28,7 @@ const HOLDER: &str = "SELECT user_id FROM user_identity WHERE issuer = $1 AND su
 impl Store {
     /// Whose identity this is, whether or not they may sign in.
     pub async fn identity_holder(&self, issuer: &str, subject: &str) -> Result<Option<i64>, Error> {
-        sql::query(HOLDER).bind(issuer).bind(subject).fetch_optional(self.read()).await.map_err(fault)
+        sql::query(HOLDER).bind(issuer).bind(subject).fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     /// A user's identities, oldest first.

@@ -9,7 +9,7 @@ impl Store {
     pub async fn secret_wrapped(&self, name: &str) -> Result<Option<String>, Error> {
         sql::query("SELECT wrapped FROM secret WHERE name = $1")
             .bind(name)
-            .fetch_optional(self.read())
+            .fetch_optional(self.by_key())
             .await
             .map_err(fault)
     }

@@ -70,7 +70,7 @@ use holdfast_model::error::{Code, Error};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{ConnectOptions, Connection};
 
-use reader::Readers;
+use reader::{ByKey, Readers};
 use sql::{Failed, Session};
 use writer::Writer;
 
@@ -143,6 +143,11 @@ impl Store {
     /// Connections for queries that write nothing.
     pub(crate) fn read(&self) -> &Readers {
         &self.readers
+    }
+
+    /// The same for one query that finds a row or two by their keys.
+    pub(crate) fn by_key(&self) -> ByKey<'_> {
+        ByKey(&self.readers)
     }
 
     /// Checks that the database answers.

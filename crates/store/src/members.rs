@@ -45,7 +45,7 @@ impl Store {
     /// One member of a workspace.
     pub async fn member(&self, workspace: i64, user: i64) -> Result<Option<Member>, Error> {
         let query = format!("{COLUMNS} AND m.user_id = $2");
-        sql::query(query).bind(workspace).bind(user).fetch_optional(self.read()).await.map_err(fault)
+        sql::query(query).bind(workspace).bind(user).fetch_optional(self.by_key()).await.map_err(fault)
     }
 }
 

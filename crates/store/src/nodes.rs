@@ -114,7 +114,7 @@ impl Store {
     pub async fn node_token(&self, hash: &str) -> Result<Option<i64>, Error> {
         sql::query("SELECT id FROM node_token WHERE hash = $1 AND revoked_at IS NULL")
             .bind(hash)
-            .fetch_optional(self.read())
+            .fetch_optional(self.by_key())
             .await
             .map_err(fault)
     }
@@ -127,7 +127,7 @@ impl Store {
         )
         .bind(token_id)
         .bind(session.to_string())
-        .fetch_optional(self.read())
+        .fetch_optional(self.by_key())
         .await
         .map_err(fault)?
         .ok_or_else(|| Error::new(Code::SessionStale, "This session is not the node's current one."))
@@ -143,7 +143,7 @@ impl Store {
         )
         .bind(token_id)
         .bind(vm_uuid)
-        .fetch_optional(self.read())
+        .fetch_optional(self.by_key())
         .await
         .map_err(fault)
     }

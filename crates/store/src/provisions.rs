@@ -41,7 +41,7 @@ impl Store {
             .push_bind(now.micros())
             .push(" ORDER BY p.expires_at DESC, p.id DESC LIMIT 1");
         let row: Option<(i64, String, i64, String, String, String)> =
-            query.fetch_optional(self.read()).await.map_err(fault)?;
+            query.fetch_optional(self.by_key()).await.map_err(fault)?;
         Ok(row.map(|(project_id, app_id, nonce, compose_hash, request, content)| {
             (Provision { project_id, app_id, nonce, compose_hash, request }, content)
         }))
@@ -56,7 +56,7 @@ impl Store {
             scope.push_projects(&mut query, " AND p.project_id");
             query.push(")");
         }
-        query.fetch_optional(self.read()).await.map_err(fault)
+        query.fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     /// The name that lives in this workspace already: the app it belongs to.
@@ -66,7 +66,7 @@ impl Store {
         )
         .bind(workspace)
         .bind(name)
-        .fetch_optional(self.read())
+        .fetch_optional(self.by_key())
         .await
         .map_err(fault)
     }

@@ -117,6 +117,15 @@ impl Source for &Readers {
     }
 }
 
+/// One query for what is found by its key, right here.
+pub(crate) struct ByKey<'a>(pub &'a Readers);
+
+impl Source for ByKey<'_> {
+    async fn rows<T: Record>(self, query: Query) -> Result<Vec<T>, Failed> {
+        self.0.here(|db| db.all(&query)).map_err(Failed::Before)
+    }
+}
+
 /// The database at one moment.
 #[derive(Debug)]
 pub(crate) struct Snapshot {

@@ -124,7 +124,7 @@ impl Store {
     /// A member of a workspace, without any credential: for what somebody else does in their name (the operator beside
     /// the database) or before they have one (a login). `None` when they do not belong to it.
     pub async fn principal_of(&self, user: i64, workspace: i64) -> Result<Option<Principal>, Error> {
-        sql::query(MEMBER).bind(user).bind(workspace).fetch_optional(self.read()).await.map_err(fault)
+        sql::query(MEMBER).bind(user).bind(workspace).fetch_optional(self.by_key()).await.map_err(fault)
     }
 
     /// The workspace that somebody works in who names none: the first that they belong to.
@@ -134,7 +134,7 @@ impl Store {
              WHERE m.user_id = $1 AND w.disabled_at IS NULL ORDER BY m.workspace_id LIMIT 1",
         )
         .bind(user)
-        .fetch_optional(self.read())
+        .fetch_optional(self.by_key())
         .await
         .map_err(fault)
     }
@@ -152,7 +152,7 @@ impl Store {
     pub async fn workspace_slugged(&self, slug: &str) -> Result<Option<i64>, Error> {
         sql::query("SELECT id FROM workspace WHERE slug = $1")
             .bind(slug)
-            .fetch_optional(self.read())
+            .fetch_optional(self.by_key())
             .await
             .map_err(fault)
     }

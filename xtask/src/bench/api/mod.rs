@@ -146,7 +146,7 @@ async fn load(target: &Target, many: Many, route: Route, seed: u64, time: Durati
                 }
                 let number = pick(many, seed, turn * CLIENTS as u64 + client);
                 let key = many.key(many.workspace_of(number));
-                answered.bytes = connection.get_as(&key, VERSION, &path(many, route, number)).await?.len();
+                answered.bytes = connection.length_as(&key, VERSION, &path(many, route, number)).await?;
                 answered.times.push(milliseconds(start));
             }
             anyhow::Ok(answered)

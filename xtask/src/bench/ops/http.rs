@@ -40,13 +40,7 @@ impl Connection {
 
     /// The body of a 2xx answer; any other one is an error.
     pub async fn send(&mut self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes> {
-        let response = self.request(method, path, headers, body).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        if !status.is_success() {
-            bail!("{path} was answered with {status}: {}", String::from_utf8_lossy(&body));
-        }
-        Ok(body)
+        self::body(self.request(method, path, headers, body).await?, path).await
     }
 
     pub async fn get(&mut self, path: &str) -> Result<Bytes> {
@@ -55,6 +49,20 @@ impl Connection {
 
     /// The same with another API key and schema version.
     pub async fn get_as(&mut self, key: &str, version: &str, path: &str) -> Result<Bytes> {
+        body(self.ask_as(key, version, path).await?, path).await
+    }
+
+    /// The length of a 2xx answer's body, of which nothing is kept.
+    pub async fn length(&mut self, path: &str) -> Result<usize> {
+        length(self.request(Method::GET, path, &[], Bytes::new()).await?, path).await
+    }
+
+    /// The same with another API key and schema version.
+    pub async fn length_as(&mut self, key: &str, version: &str, path: &str) -> Result<usize> {
+        length(self.ask_as(key, version, path).await?, path).await
+    }
+
+    async fn ask_as(&mut self, key: &str, version: &str, path: &str) -> Result<Response<Incoming>> {
         let request = Request::builder()
             .uri(path)
             .header("host", &self.target.address)
@@ -62,13 +70,7 @@ impl Connection {
             .header("x-phala-version", version)
             .body(Full::default())?;
         self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        if !status.is_success() {
-            bail!("{path} was answered with {status}: {}", String::from_utf8_lossy(&body));
-        }
-        Ok(body)
+        Ok(self.sender.send_request(request).await?)
     }
 
     /// The status of whatever is answered with this key; none when it is empty.
@@ -118,4 +120,25 @@ impl Connection {
         self.sender.ready().await?;
         Ok(self.sender.send_request(request.body(Full::new(body))?).await?)
     }
+}
+
+/// The body of a 2xx answer.
+async fn body(response: Response<Incoming>, path: &str) -> Result<Bytes> {
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        bail!("{path} was answered with {status}: {}", String::from_utf8_lossy(&body));
+    }
+    Ok(body)
+}
+
+async fn length(response: Response<Incoming>, path: &str) -> Result<usize> {
+    if !response.status().is_success() {
+        return body(response, path).await.map(|body| body.len());
+    }
+    let (mut body, mut length) = (response.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        length += frame?.data_ref().map_or(0, Bytes::len);
+    }
+    Ok(length)
 }

@@ -102,7 +102,7 @@ impl Probe {
 
     async fn ask(&mut self, counts: bool) -> Result<()> {
         let start = Instant::now();
-        self.connection.get(&self.path).await?;
+        self.connection.length(&self.path).await?;
         let page = milliseconds(start);
         let start = Instant::now();
         self.statement.page(self.place)?;
@@ -143,7 +143,7 @@ async fn rate(cloud: &Cloud, pages: usize) -> Result<(f64, usize)> {
     let start = Instant::now();
     let asked: VecDeque<()> = std::iter::repeat_n((), pages).collect();
     let sizes = cloud.each(CLIENTS, asked, |mut connection, ()| async move {
-        let size = connection.get(PAGE).await?.len();
+        let size = connection.length(PAGE).await?;
         Ok((connection, size))
     });
     let sizes = sizes.await?;
