@@ -139,8 +139,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
         _ => None,
     };
     let node_address = local.as_ref().map_or(Ok(address), TcpListener::local_addr)?;
-    // Without TLS nobody agrees on HTTP/2 first, and looking for it doubles the buffer of every connection.
-    let plain = |listener| axum_server::from_tcp(listener).map(|server| server.http1_only().handle(handle.clone()));
+    let plain = |listener| axum_server::from_tcp(listener).map(|server| server.handle(handle.clone()));
     let mut servers: Vec<JoinHandle<std::io::Result<()>>> = Vec::new();
     if let Some(local) = local {
         servers.push(tokio::spawn(plain(local)?.serve(service.clone())));
